@@ -1,0 +1,72 @@
+"""Every option with its default and unit. The environment of the process is read here and nowhere else."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Containment = Literal["open", "sealed"]
+Reveal = Literal["counts", "none"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What whoever started this server fixed for its one trial; all empty for a server that an agent joined freely."""
+
+    task: str = ""
+    job: str = ""
+    group: str = ""
+    repetition: int = 0
+    agent: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one process. Sizes in bytes, times in seconds."""
+
+    state: Path
+    tasks: tuple[Path, ...] = ()
+    reveal: Reveal = "counts"
+    containment: Containment = "open"
+    assignment: Assignment = Assignment()
+    sandbox_uid: int = 61_001
+    """The uid and gid that sandboxes run as when we are root; otherwise they run as the user."""
+    bwrap: Path | None = None
+    """A bubblewrap to use in place of the system's and the packaged one."""
+    pythons: tuple[Path, ...] = ()
+    """Interpreters to offer to tasks before those found on PATH."""
+    search_path: tuple[Path, ...] = ()
+    """The folders of PATH, for finding interpreters."""
+    temp: Path = Path("/tmp")  # noqa: S108 - only the default; `from_environment` asks the platform
+    host_reserve_bytes: int = 1 << 30
+    """Free bytes of the state folder's disk below which no sandbox may go on writing."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read ``SEATRIAL_STATE``, ``_TASKS``, ``_BWRAP``, ``_PYTHONS``, ``_REVEAL``, ``_CONTAINMENT``."""
+        env = os.environ if environment is None else environment
+        return cls(
+            state=Path(env.get("SEATRIAL_STATE") or default_state(env)).expanduser().absolute(),
+            tasks=_paths(env.get("SEATRIAL_TASKS", "")),
+            reveal="none" if env.get("SEATRIAL_REVEAL") == "none" else "counts",
+            containment="sealed" if env.get("SEATRIAL_CONTAINMENT") == "sealed" else "open",
+            bwrap=Path(env["SEATRIAL_BWRAP"]) if env.get("SEATRIAL_BWRAP") else None,
+            pythons=_paths(env.get("SEATRIAL_PYTHONS", "")),
+            search_path=_paths(env.get("PATH", "")),
+            temp=Path(tempfile.gettempdir()),
+        )
+
+
+def default_state(env: Mapping[str, str]) -> Path:
+    """Return ``/var/lib/seatrial`` for root (root's home is closed to the sandboxes' uid), else the user's data folder."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/seatrial")
+    base = env.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "seatrial"
+
+
+def _paths(value: str) -> tuple[Path, ...]:
+    return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part)

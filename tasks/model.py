@@ -1,0 +1,99 @@
+"""What a task is, once its folder was read and checked: frozen facts, no behaviour."""
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Facts(BaseModel):
+    """Base of everything read from a task folder: frozen, and a key that we do not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PypiSource(Facts):
+    """A released source distribution, named exactly; its archive must have this digest."""
+
+    kind: Literal["pypi"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")
+    sha256: Sha256
+
+
+class DirectorySource(Facts):
+    """A folder inside the task folder (relative, without `..`)."""
+
+    kind: Literal["directory"]
+    path: str
+
+
+Source = Annotated[PypiSource | DirectorySource, Field(discriminator="kind")]
+
+
+class EnvironmentFacts(Facts):
+    """What is installed beside the snapshot. Paths are relative to the task folder."""
+
+    python: str = ">=3.11"
+    requirements: str = ""
+    setup: str = ""
+    pythonpath: tuple[str, ...] = ()
+
+
+class VerifierFacts(Facts):
+    """How a submission is judged; `tasks.harbor` has checked that the files exist and are not empty."""
+
+    kind: Literal["pytest"]
+    test_paths: tuple[PurePosixPath, ...] = Field(min_length=1)
+    pythonpath: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    timeout_s: float = Field(default=300, gt=0, le=7200)
+    build: str = ""
+    fail_to_pass: str = "tests/fail_to_pass.txt"
+    pass_to_pass: str = "tests/pass_to_pass.txt"
+    protected: tuple[PurePosixPath, ...] = ()
+
+
+class SeaTrialFacts(Facts):
+    """The table `[metadata.seatrial]` of task.toml."""
+
+    snapshot: Source
+    environment: EnvironmentFacts = EnvironmentFacts()
+    solution: Source
+    verifier: VerifierFacts
+
+
+class ResourceLimits(Facts):
+    """What a sandbox of this task may use; our defaults where the task says nothing."""
+
+    cpus: float = Field(default=2, gt=0)
+    memory_mb: int = Field(default=4096, ge=64)
+    storage_mb: int = Field(default=4096, ge=16)
+    processes: int = Field(default=1024, ge=16)
+
+
+class Task(BaseModel):
+    """One task: what the agent is told, what it starts from, and how the result is judged.
+
+    ``digest`` is the SHA-256 (hex) of every file of the folder, names and contents.
+    ``fail_to_pass`` and ``pass_to_pass`` are function-level pytest ids, sorted, disjoint, the first not empty.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    folder: Path
+    digest: Sha256
+    title: str
+    language: str
+    difficulty: str
+    keywords: tuple[str, ...]
+    instruction: str
+    agent_timeout_s: float
+    limits: ResourceLimits
+    facts: SeaTrialFacts
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
