@@ -60,6 +60,11 @@ class Settings:
         )
 
 
+def inherited_environment() -> dict[str, str]:
+    """Return this process's environment, for a server that we start and for the entry of a client's settings."""
+    return dict(os.environ)
+
+
 def default_state(env: Mapping[str, str]) -> Path:
     """Return ``/var/lib/seatrial`` for root (root's home is closed to the sandboxes' uid), else the user's data folder."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:

@@ -5,13 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+VERSIONS = r"^\s*(~=|==|!=|<=|>=|<|>)\s*\d+(\.\d+)*(\.\*)?(\s*,\s*(~=|==|!=|<=|>=|<|>)\s*\d+(\.\d+)*(\.\*)?)*\s*$"
+"""A version specifier such as `>=3.11,<3.14`."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Facts(BaseModel):
     """Base of everything read from a task folder: frozen, and a key that we do not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PypiSource(Facts):
@@ -36,7 +39,7 @@ Source = Annotated[PypiSource | DirectorySource, Field(discriminator="kind")]
 class EnvironmentFacts(Facts):
     """What is installed beside the snapshot. Paths are relative to the task folder."""
 
-    python: str = ">=3.11"
+    python: str = Field(default=">=3.11", pattern=VERSIONS)
     requirements: str = ""
     setup: str = ""
     pythonpath: tuple[str, ...] = ()
@@ -69,9 +72,9 @@ class SeaTrialFacts(Facts):
 class ResourceLimits(Facts):
     """What a sandbox of this task may use; our defaults where the task says nothing."""
 
-    cpus: float = Field(default=2, gt=0)
-    memory_mb: int = Field(default=4096, ge=64)
-    storage_mb: int = Field(default=4096, ge=16)
+    cpus: float = Field(default=2, gt=0, le=1024)
+    memory_mb: int = Field(default=4096, ge=64, le=1 << 24)
+    storage_mb: int = Field(default=4096, ge=16, le=1 << 24)
     processes: int = Field(default=1024, ge=16)
 
 

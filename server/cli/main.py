@@ -1,0 +1,164 @@
+"""Every command with its options, and the one place where an expected failure becomes a line and an exit code.
+
+What a command needs is imported when it runs: `seatrial --help` loads neither MCP nor a database.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tasks.errors import SeaTrialError
+
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Task ids; none means all.")]
+
+app = typer.Typer(
+    name="seatrial",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Benchmark any coding agent that speaks MCP, on real engineering tasks.",
+)
+task_commands = typer.Typer(no_args_is_help=True, help="List, show and build tasks.")
+app.add_typer(task_commands, name="tasks")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 1 for an expected failure, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        app(args=list(arguments), prog_name="seatrial")
+    except SystemExit as end:
+        return _flushed(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except SeaTrialError as error:
+        sys.stderr.write(f"seatrial: {error}\n")
+        return _flushed(1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    return _flushed(0)
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    return code
+
+
+def _drop_output() -> None:
+    """Let the interpreter's own flush at exit go nowhere: whoever read our output has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seatrial {version('seatrial')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Benchmark any coding agent that speaks MCP, on real engineering tasks."""
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def serve(context: typer.Context) -> None:
+    """Serve MCP over stdio: what your agent's settings start (see: seatrial serve --help)."""
+    from server.cli.serve import serve as serve_stdio
+
+    raise typer.Exit(serve_stdio(context.args))
+
+
+@task_commands.command("list")
+def tasks_list(
+    query: Annotated[str, typer.Argument(help="Words to look for.", show_default=False)] = "", as_json: Json = False
+) -> None:
+    """List the tasks, and the folders that could not be read."""
+    from server.cli.tasks import list_tasks
+
+    raise typer.Exit(list_tasks(query, as_json=as_json))
+
+
+@task_commands.command("show")
+def tasks_show(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Show one task: its instruction, its limits, how it is judged."""
+    from server.cli.tasks import show_task
+
+    raise typer.Exit(show_task(task_id, as_json=as_json))
+
+
+@task_commands.command("build")
+def tasks_build(task_ids: Ids = None, as_json: Json = False) -> None:
+    """Fetch and set up what tasks need; afterwards they work with the network off."""
+    from server.cli.tasks import build_tasks
+
+    raise typer.Exit(build_tasks(task_ids or [], as_json=as_json))
+
+
+@app.command("run")
+def run_trials(
+    agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", help="The reference agent.")],
+    task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
+    repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")
+    ] = 0,
+    job: Annotated[str, typer.Option("--job", help="A name for the results; default: the time.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run a reference agent: a real client that starts the real server and uses its tools."""
+    from server.cli.runs import Wanted, run_agents
+
+    raise typer.Exit(run_agents(Wanted([agent], task_ids, repetitions, concurrency, job), as_json=as_json))
+
+
+@app.command()
+def results(
+    job: Annotated[str | None, typer.Argument(help="One job, trial by trial; default: every job, summed up.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show scores: errors are counted apart, open and sealed trials are never mixed."""
+    from server.cli.results import show_results
+
+    raise typer.Exit(show_results(job, as_json=as_json))
+
+
+@app.command()
+def connect(
+    client: Annotated[str, typer.Argument(metavar="cline", help="The agent to connect.")],
+    show: Annotated[bool, typer.Option("--print", help="Print what to do; no file is touched (the default).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Print how to connect your agent."""
+    from server.cli.connect import show_connection
+
+    raise typer.Exit(show_connection(client, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can enforce, how, and what to do where it cannot. Exit 1: no local sandbox."""
+    from server.cli.doctor import show_findings
+
+    raise typer.Exit(show_findings(as_json=as_json))
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Build the bundled tasks, then let oracle and nop do each: 1.0 and 0.0, or something is wrong here."""
+    from server.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(as_json=as_json))

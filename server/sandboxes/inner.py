@@ -1,0 +1,456 @@
+"""The one process inside a local sandbox: PID 1, started by `local.py`, which also describes the frames.
+
+It must start in a few milliseconds and stay small, so it imports builtin modules only (``_ctypes`` for the system
+calls that Python does not offer). It is **untrusted**: commands of the agent have the same uid. What protects it from
+them is that it is not dumpable, and that signals without a handler do not reach a PID 1.
+"""
+
+import _ctypes
+import _signal
+import posix
+import select
+import sys
+
+FRAME = 1 << 16
+PIECE = 60_000
+LATE_PIPES = 64
+KILL_ROUNDS = 20
+LIST_FOLDER = 20_000
+
+_O_PATH = 0o10000000
+_RESOLVE = 0x08 | 0x02  # BENEATH, NO_MAGICLINKS
+_OPENAT2 = 437
+_RLIMITS = {"nproc": 6, "nofile": 7, "core": 4, "fsize": 1}
+_libc = _ctypes.dlopen(None, posix.RTLD_NOW)
+
+
+class Refused(Exception):
+    """A path that cannot be used; the text goes back to the server."""
+
+
+class Running:
+    """A command under way: its process (also its session), and the pipes it writes to."""
+
+    def __init__(self, number, pid, pipes):
+        self.number, self.pid, self.pipes = number, pid, pipes
+
+
+def call(name, *arguments):
+    return _ctypes.call_function(_ctypes.dlsym(_libc, name), arguments)
+
+
+def send(kind, number, payload=b""):
+    data = (5 + len(payload)).to_bytes(4, "big") + kind + number.to_bytes(4, "big") + payload
+    while data:
+        data = data[posix.write(0, data) :]
+
+
+def fields(payload):
+    at, found = 0, []
+    while at < len(payload):
+        size = int.from_bytes(payload[at : at + 4], "big")
+        found.append(payload[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
+
+
+# --- commands ---
+
+
+def start(number, payload):
+    """Start a program in a session of its own; its pipes are read by the main loop."""
+    channel, cwd, stdin, count, *rest = fields(payload)
+    arguments, environment = rest[: int(count)], dict(item.split(b"=", 1) for item in rest[int(count) :])
+    theirs, ours = [], []
+    read_in, write_in = posix.pipe()
+    for _ in range(3 if channel == b"1" else 2):
+        reading, writing = posix.pipe()
+        ours.append(reading)
+        theirs.append(writing)
+    try:
+        try:
+            posix.chdir(cwd)
+        except OSError as error:
+            raise Refused(f"cwd {cwd.decode(errors='replace')}: {error.strerror}") from None
+        moves = [(posix.POSIX_SPAWN_DUP2, read_in, 0)]
+        moves += [(posix.POSIX_SPAWN_DUP2, fd, n + 1) for n, fd in enumerate(theirs)]
+        try:
+            pid = posix.posix_spawn(
+                arguments[0], arguments, environment, file_actions=moves, setsid=True, setsigdef=range(1, 32), setsigmask=[]
+            )
+        except OSError as error:
+            raise Refused(f"{arguments[0].decode(errors='replace')}: {error.strerror}") from None
+    except BaseException:
+        for fd in (*ours, write_in):
+            posix.close(fd)
+        raise
+    finally:
+        for fd in (*theirs, read_in):
+            posix.close(fd)
+        posix.chdir("/")
+    if stdin:
+        posix.set_blocking(write_in, False)
+        try:
+            posix.write(write_in, stdin)  # at most 48 KiB: fits the pipe whole
+        except OSError:
+            pass
+    posix.close(write_in)
+    pipes = {}
+    for kind, fd in zip((b"o", b"e", b"c"), ours, strict=False):
+        posix.set_blocking(fd, False)
+        poll.register(fd, select.EPOLLIN)
+        pipes[fd] = kind
+        owner_of[fd] = (kind, number)
+    running[pid] = Running(number, pid, pipes)
+    sessions.add(pid)
+
+
+def pump(fd):
+    """Pass on what is in a pipe; a pipe whose command has ended is only kept empty. Return False when there is no more."""
+    try:
+        data = posix.read(fd, PIECE)
+    except BlockingIOError:
+        return False
+    except OSError:
+        data = b""
+    if not data:
+        poll.unregister(fd)
+        posix.close(fd)
+        owner_of.pop(fd, None)
+        if fd in late:
+            late.remove(fd)
+        return False
+    if fd in owner_of:
+        kind, number = owner_of[fd]
+        send(kind, number, data)
+    return True
+
+
+def reap():
+    """Collect every process that ended; the end of a command's own process is the end of the command."""
+    while True:
+        try:
+            pid, status = posix.waitpid(-1, posix.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        command = running.pop(pid, None)
+        if command is not None:
+            finish(command, posix.waitstatus_to_exitcode(status))
+
+
+def finish(command, code):
+    for fd in command.pipes:
+        for _ in range(4):  # what the process wrote before its end is in the pipe by now, 64 KiB at most
+            if fd not in owner_of or not pump(fd):
+                break
+        if owner_of.pop(fd, None):
+            late.append(fd)  # a child it left behind may still write: closing would kill that child
+    while len(late) > LATE_PIPES:
+        fd = late.pop(0)
+        poll.unregister(fd)
+        posix.close(fd)
+    send(b"x", command.number, str(code).encode())
+
+
+def processes():
+    """Return {pid: (parent, session)} of everything in this PID namespace but us."""
+    found = {}
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                fd = posix.open(f"/proc/{name}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                parts = posix.read(fd, 4096).rpartition(b") ")[2].split()
+            except OSError:
+                parts = ()
+            posix.close(fd)
+            if parts and parts[0] != b"Z":
+                found[int(name)] = (int(parts[1]), int(parts[3]))
+    return found
+
+
+def victims(root):
+    """Return what belongs to a command: its descendants, its session, and orphans that belong to no command at all."""
+    everything = processes()
+    sessions.intersection_update({session for _, session in everything.values()} | set(running))
+    others = sessions - {root}
+    chosen = {
+        pid
+        for pid, (parent, session) in everything.items()
+        if pid == root or session == root or (parent == 1 and pid not in running and session not in others)
+    }
+    grown = True
+    while grown:
+        more = {pid for pid, (parent, _) in everything.items() if parent in chosen} - chosen
+        chosen |= more
+        grown = bool(more)
+    return chosen
+
+
+def stop(number):
+    """Kill a command with all that belongs to it. If that cannot be outrun (a fork bomb), kill everything but us."""
+    root = next((pid for pid, command in running.items() if command.number == number), None)
+    if root is None:
+        return
+    for _ in range(KILL_ROUNDS):
+        chosen = victims(root)
+        if not chosen:
+            return
+        for pid in chosen:
+            try:
+                posix.kill(pid, _signal.SIGKILL)
+            except OSError:
+                pass
+        reap_orphans(root)
+    posix.kill(-1, _signal.SIGKILL)
+
+
+def reap_orphans(root):
+    """Collect killed processes, but leave the command's own to the main loop, which reports it."""
+    for _ in range(4096):
+        try:
+            found = posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in running:
+            return
+        posix.waitpid(found.si_pid, posix.WNOHANG)
+
+
+# --- files ---
+
+
+def beneath(path, flags):
+    """Open ``path`` (bytes, relative to the workspace), never leaving it. Return a descriptor, or None."""
+    how = (flags | posix.O_CLOEXEC).to_bytes(8, "little") + bytes(8) + _RESOLVE.to_bytes(8, "little")
+    fd = call("syscall", _OPENAT2, workspace, path or b".", how, 24)
+    return None if fd < 0 else fd
+
+
+def why_not(path):
+    """Say why ``path`` could not be opened."""
+    try:
+        posix.lstat(path, dir_fd=workspace)
+    except FileNotFoundError:
+        return Refused("no such file or folder")
+    except OSError as error:
+        return Refused(error.strerror)
+    try:
+        posix.stat(path, dir_fd=workspace)
+    except OSError as error:
+        return Refused("a symlink that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror)
+    return Refused("permission denied, or a symlink that leads outside the workspace")
+
+
+def kind_of(mode):
+    return {0o040000: "folder", 0o010000: "FIFO", 0o140000: "socket", 0o020000: "device", 0o060000: "device"}.get(
+        mode & 0o170000, "special file"
+    )
+
+
+def open_regular(path, flags):
+    fd = beneath(path, flags)
+    if fd is None:
+        raise why_not(path)
+    status = posix.fstat(fd)
+    if status.st_mode & 0o170000 != 0o100000:
+        posix.close(fd)
+        raise Refused(f"not a regular file but a {kind_of(status.st_mode)}")
+    return fd, status
+
+
+def read_file(number, payload):
+    path, start_at, size = fields(payload)
+    fd, status = open_regular(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+    try:
+        at, left = int(start_at), int(size)
+        while left > 0:
+            data = posix.pread(fd, min(left, PIECE), at)
+            if not data:
+                break
+            send(b"d", number, data)
+            at += len(data)
+            left -= len(data)
+    finally:
+        posix.close(fd)
+    send(b"D", number, str(status.st_size).encode())
+
+
+def place_of(path):
+    """Return (folder descriptor, name, mode) where a file is to be written, making missing parent folders."""
+    try:
+        fd, status = open_regular(path, _O_PATH)
+    except Refused:
+        try:
+            posix.lstat(path, dir_fd=workspace)
+        except OSError:
+            return new_place(path)
+        raise
+    real = posix.readlink(f"/proc/self/fd/{fd}").encode("utf-8", "surrogateescape")
+    posix.close(fd)
+    parent, _, name = real.rpartition(b"/")
+    return posix.open(parent, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC), name, status.st_mode & 0o777
+
+
+def new_place(path):
+    *parents, name = path.split(b"/")
+    made = b""
+    for part in parents:
+        made = made + b"/" + part if made else part
+        try:
+            posix.mkdir(made, 0o755, dir_fd=workspace)
+        except FileExistsError:
+            pass
+    folder = beneath(made, posix.O_RDONLY | posix.O_DIRECTORY)
+    if folder is None:
+        raise Refused("its folder is not a folder of the workspace")
+    return folder, name, 0o644
+
+
+def write_file(number, payload):
+    path, data = fields(payload)
+    folder, name, mode = place_of(path)
+    fresh = b".seatrial-" + posix.urandom(6).hex().encode()
+    try:
+        fd = posix.open(fresh, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[posix.write(fd, view) :]
+            posix.fchmod(fd, mode)
+            posix.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            posix.unlink(fresh, dir_fd=folder)
+            raise
+        finally:
+            posix.close(fd)
+    finally:
+        posix.close(folder)
+    send(b"D", number, b"0")
+
+
+def list_folder(number, payload):
+    path, depth, limit = fields(payload)
+    top = beneath(path, posix.O_RDONLY | posix.O_DIRECTORY)
+    if top is None:
+        fd = beneath(path, _O_PATH)
+        if fd is None:
+            raise why_not(path)
+        posix.close(fd)
+        raise Refused("not a folder")
+    budget = [int(limit)]
+    try:
+        walk(number, top, b"", int(depth), budget)
+    finally:
+        posix.close(top)
+    send(b"D", number, b"0")
+
+
+def walk(number, folder, prefix, depth, budget):
+    entries = []
+    with posix.scandir(folder) as found:
+        for entry in found:
+            if len(entries) == LIST_FOLDER:
+                break
+            entries.append((entry.name, entry))
+    for name, entry in sorted(entries, key=lambda item: item[0]):
+        if budget[0] <= 0:
+            return
+        budget[0] -= 1
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        kind = {0o100000: b"f", 0o040000: b"d", 0o120000: b"l"}.get(status.st_mode & 0o170000, b"o")
+        path = prefix + name.encode("utf-8", "surrogateescape")
+        send(b"d", number, kind + str(status.st_size).encode() + b"\0" + path + b"\0")
+        if kind == b"d" and depth > 1 and name != ".git":
+            try:
+                below = posix.open(name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=folder)
+            except OSError:
+                continue
+            try:
+                walk(number, below, path + b"/", depth - 1, budget)
+            finally:
+                posix.close(below)
+
+
+# --- the loop ---
+
+REQUESTS = {b"R": start, b"G": read_file, b"W": write_file, b"L": list_folder}
+
+
+def handle(kind, number, payload):
+    if kind == b"p":
+        parts[number] = parts.get(number, b"") + payload
+    elif kind == b"K":
+        stop(number)
+        reap()
+    else:
+        try:
+            REQUESTS[kind](number, parts.pop(number, b"") + payload)
+        except Refused as refused:
+            send(b"!", number, str(refused).encode("utf-8", "replace"))
+        except OSError as error:
+            send(b"!", number, (error.strerror or "failed").encode())
+
+
+def read_exactly(size):
+    data = b""
+    while len(data) < size:
+        piece = posix.read(0, size - len(data))
+        if not piece:
+            posix._exit(0)
+        data += piece
+    return data
+
+
+def limit(name, value):
+    pair = value.to_bytes(8, "little") * 2
+    call("setrlimit", _RLIMITS[name], pair)
+
+
+def main():
+    call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: nobody attaches to us or takes our descriptors
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)
+    for item in sys.argv[1:]:
+        name, _, value = item.partition("=")
+        limit(name, int(value))
+    wake, waker = posix.pipe()
+    posix.set_blocking(wake, False)
+    posix.set_blocking(waker, False)
+    _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    _signal.signal(_signal.SIGCHLD, lambda *_: None)
+    poll.register(0, select.EPOLLIN)
+    poll.register(wake, select.EPOLLIN)
+    send(b"r", 0)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == 0:
+                size = int.from_bytes(read_exactly(4), "big")
+                frame = read_exactly(size)
+                handle(frame[:1], int.from_bytes(frame[1:5], "big"), frame[5:])
+            elif fd == wake:
+                try:
+                    posix.read(wake, 4096)
+                except BlockingIOError:
+                    pass
+                reap()
+            elif fd in owner_of or fd in late:
+                pump(fd)
+
+
+running = {}
+sessions = set()
+owner_of = {}
+late = []
+parts = {}
+poll = select.epoll()
+if __name__ == "__main__":
+    workspace = posix.open("/workspace", _O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    main()

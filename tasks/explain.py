@@ -1,0 +1,61 @@
+"""Say in plain words what pydantic found wrong in a task file."""
+
+import difflib
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tasks.model import DirectorySource, EnvironmentFacts, PypiSource, SeaTrialFacts, VerifierFacts
+
+HINTS = {
+    "sha256": "must be 64 lower-case hexadecimal digits, the SHA-256 of the released archive",
+    "name": "must be the project's name on the package index",
+    "version": "must be one exact version",
+    "python": "must be a version specifier such as '>=3.11,<3.14'",
+    "title": "must be one line of at most 300 characters",
+    "language": "must be one line of at most 300 characters",
+    "difficulty": "must be one line of at most 300 characters",
+}
+MAX_SHOWN = 5
+
+_TABLES = (SeaTrialFacts, PypiSource, DirectorySource, EnvironmentFacts, VerifierFacts)
+_KEYS = sorted({key for table in _TABLES for key in table.model_fields})
+
+
+def explain(where: Path, error: ValidationError, prefix: str = "") -> str:
+    """Return one line per field that is wrong (at most `MAX_SHOWN`): the file, the field, and what to do."""
+    problems = error.errors(include_url=False)
+    lines = [f"{where}: {_field(problem, prefix)} {_what(problem)}" for problem in problems[:MAX_SHOWN]]
+    if len(problems) > MAX_SHOWN:
+        lines.append(f"{where}: and {len(problems) - MAX_SHOWN} more.")
+    return "\n".join(lines)
+
+
+def _field(problem: ErrorDetails, prefix: str) -> str:
+    """Return the dotted path as it stands in the file; pydantic adds the source's kind to it."""
+    loc = [str(part)[:80] for part in problem["loc"]]
+    if len(loc) > 1 and loc[0] in ("snapshot", "solution") and loc[1] in ("pypi", "directory"):
+        del loc[1]
+    return ".".join([prefix, *loc] if prefix else loc) or "the file"
+
+
+def _what(problem: ErrorDetails) -> str:
+    key, kind = str(problem["loc"][-1]) if problem["loc"] else "", problem["type"]
+    if kind == "missing":
+        return "is missing. Add it."
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(key, _KEYS, 1)
+        return f"is not a key we know. {f'Did you mean {close[0]!r}?' if close else 'Remove it.'}"
+    if kind == "union_tag_not_found":
+        return "needs a key 'kind': 'pypi' or 'directory'. Add it."
+    if kind == "union_tag_invalid":
+        return f"has kind {_shown((problem.get('ctx') or {}).get('tag'))}; it can be 'pypi' or 'directory'. Correct it."
+    hint = HINTS.get(key, "") if kind in ("string_pattern_mismatch", "string_too_long") else ""
+    rule = hint or problem["msg"].replace("Input should", "must", 1).replace("must be a valid", "must be a", 1)
+    return f"{rule}, but is {_shown(problem['input'])}. Correct it."
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
