@@ -130,8 +130,10 @@ class Agent:
 
     async def submit(self) -> str:
         """Submit, wait until the verdict is there, and return it."""
-        while _stage(text := await self.call("submit", workspace_id=self.workspace), "verifying") is not None:
+        text = await self.call("submit", workspace_id=self.workspace)
+        while _stage(text, "verifying") is not None:
             await anyio.sleep(_POLL_S)
+            text = await self.call("submit", workspace_id=self.workspace)
         return text
 
     async def save(self, path: str, text: str) -> None:

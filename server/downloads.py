@@ -3,15 +3,14 @@
 An archive lies at ``private/downloads/<sha256>/<file name>``. Whatever an index says, only the digest counts.
 """
 
-import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.indexes import DownloadError, Indexes, read_pip_settings
+from server.indexes import DownloadError, Indexes, UnreachableError, read_pip_settings
 from server.pins import Pin, read_pins
 from server.state import State, remove_tree
 from tasks.model import PypiSource
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_ARCHIVE_BYTES = 200 << 20
 
-_CHUNK = 1 << 18
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,250}")
 
 
@@ -88,7 +86,10 @@ def _download(pin: Pin, indexes: Indexes, state: State, suits: Callable[[str], b
         if advertised and advertised not in pin.digests:
             seen.append(advertised)
             continue
-        got = _save(package, indexes, part)
+        try:
+            got = _save(package, indexes, part)
+        except UnreachableError:
+            continue
         if got in pin.digests:
             return _keep(part, name, got, state)
         seen.append(got)

@@ -81,9 +81,7 @@ def _task_folders(folder: Path) -> Iterator[Path]:
             return
         found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and _is_task(entry))
     except OSError as error:
-        raise TaskError(
-            f"The tasks folder {folder} cannot be read ({error.strerror}). Check SEATRIAL_TASKS."
-        ) from error
+        raise TaskError(f"The tasks folder {folder} cannot be read ({error.strerror}). Check SEATRIAL_TASKS.") from error
     if not found and folder != BUNDLED:
         raise TaskError(f"{folder} holds no task: neither it nor a folder in it has a task.toml. Check SEATRIAL_TASKS.")
     if len(found) > MAX_TASKS:

@@ -69,9 +69,7 @@ def read_folder(root: Path) -> Folder:
         content, size, executable = _digest_file(root / path, left)
         left -= size
         files[path] = executable
-        digest.update(
-            f"{len(os.fsencode(path))}:".encode() + os.fsencode(path) + (b"x" if executable else b"-") + content
-        )
+        digest.update(f"{len(os.fsencode(path))}:".encode() + os.fsencode(path) + (b"x" if executable else b"-") + content)
     return Folder(root, files, digest.hexdigest())
 
 
@@ -86,9 +84,7 @@ def _walk(root: Path, start: str) -> Iterator[str]:
                     continue
                 found += 1
                 if found > MAX_FILES:
-                    raise TaskError(
-                        f"{root} holds more than {MAX_FILES:,} files. A task folder holds facts, not projects."
-                    )
+                    raise TaskError(f"{root} holds more than {MAX_FILES:,} files. A task folder holds facts, not projects.")
                 path = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_symlink():
                     raise TaskError(f"{root / path} is a symbolic link. Put the file itself into the task folder.")

@@ -92,9 +92,7 @@ def load_task(folder: Path) -> Task:
         fail_to_pass = _test_ids(files, facts, "fail_to_pass")
         pass_to_pass = _test_ids(files, facts, "pass_to_pass")
     except OSError as error:
-        raise TaskError(
-            f"{error.filename or root} cannot be read ({error.strerror}). Check that it is there."
-        ) from error
+        raise TaskError(f"{error.filename or root} cannot be read ({error.strerror}). Check that it is there.") from error
     if both := sorted(set(fail_to_pass) & set(pass_to_pass)):
         raise TaskError(
             f"{root / facts.verifier.pass_to_pass}: {both[0]} also stands in {facts.verifier.fail_to_pass}. "
@@ -138,9 +136,7 @@ def _harbor_facts(files: Folder, table: Mapping[str, object]) -> _TaskFile:
         raise TaskError(explain(where, error)) from None
     for key, version in (("schema_version", harbor.schema_version), ("version", harbor.version)):
         if not re.fullmatch(r"1(\.\d+)*", str(version)):
-            raise TaskError(
-                f"{where}: {key} is {str(version)[:40]!r}; only 1.x is understood. Convert the task to 1.4."
-            )
+            raise TaskError(f"{where}: {key} is {str(version)[:40]!r}; only 1.x is understood. Convert the task to 1.4.")
     if harbor.environment.allow_internet:
         raise TaskError(f"{where}: environment.allow_internet is true, but tasks have no network. Remove it.")
     for name, mode in (("environment", harbor.environment.network_mode), ("agent", harbor.agent.network_mode)):
@@ -217,18 +213,14 @@ def _check_directories(files: Folder, facts: SeaTrialFacts) -> None:
             raise _refused(files, "snapshot.path", "lies inside solution.path. Put them side by side.")
     for secret in secrets:
         if PurePosixPath(secret).is_relative_to(seen):
-            raise _refused(
-                files, "snapshot.path", f"holds {secret!r}, so the agent would see it. Put them side by side."
-            )
+            raise _refused(files, "snapshot.path", f"holds {secret!r}, so the agent would see it. Put them side by side.")
 
 
 def _check_inside(files: Folder, field: str, path: str, *, top_allowed: bool = False) -> None:
     parts = path.split("/")
     plain = path == "." or not ({"", ".", ".."} & set(parts) or re.search(r"[\x00-\x1f\x7f\\]", path))
     if not plain:
-        raise _refused(
-            files, field, f"is {path[:200]!r}. It must be a plain relative path: no '..', no leading or trailing '/'."
-        )
+        raise _refused(files, field, f"is {path[:200]!r}. It must be a plain relative path: no '..', no leading or trailing '/'.")
     if (path == "." and not top_allowed) or parts[0].lower() == ".git":
         raise _refused(files, field, f"is {path[:200]!r}, which cannot be used here. Name a file or folder below it.")
 
@@ -244,9 +236,7 @@ def _test_ids(files: Folder, facts: SeaTrialFacts, field: str) -> tuple[str, ...
         where = f"{files.root / name} line {number}: {test_id[:200]!r}"
         match = TEST_ID.fullmatch(test_id)
         if not match:
-            raise TaskError(
-                f"{where} is not a function-level test id such as 'tests/test_a.py::test_b' (without [case])."
-            )
+            raise TaskError(f"{where} is not a function-level test id such as 'tests/test_a.py::test_b' (without [case]).")
         file = PurePosixPath(match["file"])
         if ".." in file.parts or not any(file.is_relative_to(path) for path in facts.verifier.test_paths):
             raise TaskError(f"{where} lies outside verifier.test_paths, where the agent could write it. Extend them.")

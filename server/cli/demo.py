@@ -9,11 +9,18 @@ EXPECTED = {"oracle": 1.0, "nop": 0.0}
 
 def run_demo(*, as_json: bool) -> int:
     """Run the demo and print its table; 1 if a reward is not what it must be."""
-    bundled = [task.id for task in load_catalog(()).tasks]
+    bundled = tuple(load_catalog().tasks)
     finished = play(Wanted(tuple(EXPECTED), bundled))
     good = as_expected(finished)
     if as_json:
-        write_json({"as_expected": good, "job": finished.job, "trials": [as_data(score) for score in finished.scores], **unbuilt(finished)})
+        write_json(
+            {
+                "as_expected": good,
+                "job": finished.job,
+                "trials": [as_data(score) for score in finished.scores],
+                **unbuilt(finished),
+            }
+        )
         return 0 if good else 1
     write_scores(finished)
     write_line(_GOOD if good else _BAD)
@@ -22,7 +29,11 @@ def run_demo(*, as_json: bool) -> int:
 
 def as_expected(finished: Finished) -> bool:
     """Whether every trial has the reward that its agent must get, and every task could be built."""
-    return bool(finished.scores) and not finished.not_built and all(score.reward == EXPECTED[score.run.agent] for score in finished.scores)
+    return (
+        bool(finished.scores)
+        and not finished.not_built
+        and all(score.reward == EXPECTED[score.run.agent] for score in finished.scores)
+    )
 
 
 _GOOD = """

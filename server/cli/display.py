@@ -49,6 +49,11 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(file=sys.stdout, width=None if terminal else _WIDE).print(table)
 
 
+def shown_reward(reward: float | None) -> str:
+    """Return the reward as text; an error has none."""
+    return "error" if reward is None else f"{reward:.1f}"
+
+
 def harmless(text: str) -> str:
     """Return ``text`` without anything that could steer a terminal: agents name themselves, tasks bring their own text."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
@@ -60,7 +65,11 @@ def open_board() -> Generator[Board]:
     if not sys.stderr.isatty():
         yield Lines(lambda text: sys.stderr.write(text + "\n"))
         return
-    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}", markup=False), TextColumn("{task.fields[since]}"))
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[since]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Live(progress)
 

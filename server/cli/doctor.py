@@ -1,8 +1,5 @@
 """`seatrial doctor`: what this machine can enforce."""
 
-from dataclasses import asdict
-
-from server.cli.display import write_json, write_line, write_table
 from server.doctor import diagnose
 from server.settings import Settings
 

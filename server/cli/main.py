@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.errors import SeaTrialError
+from tasks.errors import SeaTrialError, UnknownTaskError
 
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Task ids; none means all.")]
@@ -34,15 +34,21 @@ def run(arguments: Sequence[str]) -> int:
         app(args=list(arguments), prog_name="seatrial")
     except SystemExit as end:
         return _flushed(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except UnknownTaskError as error:
+        return _failed(str(error).replace("Call list_tasks", "Run `seatrial tasks list`"))
     except SeaTrialError as error:
-        sys.stderr.write(f"seatrial: {error}\n")
-        return _flushed(1)
+        return _failed(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         _drop_output()
         return 141
     return _flushed(0)
+
+
+def _failed(text: str) -> int:
+    sys.stderr.write(f"seatrial: {text}\n")
+    return _flushed(1)
 
 
 def _flushed(code: int) -> int:
@@ -103,7 +109,7 @@ def tasks_show(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: J
 @task_commands.command("build")
 def tasks_build(task_ids: Ids = None, as_json: Json = False) -> None:
     """Fetch and set up what tasks need; afterwards they work with the network off."""
-    from server.cli.tasks import build_tasks
+    from server.cli.builds import build_tasks
 
     raise typer.Exit(build_tasks(task_ids or [], as_json=as_json))
 
@@ -113,9 +119,7 @@ def run_trials(
     agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", help="The reference agent.")],
     task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
     repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,
-    concurrency: Annotated[
-        int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")
-    ] = 0,
+    concurrency: Annotated[int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")] = 0,
     job: Annotated[str, typer.Option("--job", help="A name for the results; default: the time.")] = "",
     as_json: Json = False,
 ) -> None:

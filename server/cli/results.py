@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from server.cli.display import write_json, write_line, write_table
-from server.cli.runs import shown_reward
+from server.cli.display import shown_reward, write_json, write_line, write_table
 from server.records import TrialRecord
 from server.settings import Settings
 from server.state import open_state

@@ -13,8 +13,8 @@ import anyio
 
 from clients.runs import Score, Work, plans, run_trials, scores
 from clients.scripted import SCRIPTS, Launch, TrialPlan
-from server.cli.display import Board, open_board, write_json, write_line, write_table
-from server.cli.tasks import Built, build_all, chosen
+from server.cli.builds import Built, build_all, chosen
+from server.cli.display import Board, open_board, shown_reward, write_json, write_line, write_table
 from server.environments import gold_change
 from server.settings import Settings, inherited_environment
 from server.state import open_state
@@ -113,11 +113,6 @@ def write_scores(finished: Finished) -> None:
             write_line(f"{score.run.task} {score.run.agent} #{score.run.repetition}: {score.error}")
     for one in finished.not_built:
         write_line(f"{one.task} was not built: {one.error}")
-
-
-def shown_reward(reward: float | None) -> str:
-    """Return the reward as text; an error has none."""
-    return "error" if reward is None else f"{reward:.1f}"
 
 
 def as_data(score: Score) -> dict[str, Any]:

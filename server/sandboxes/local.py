@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -342,20 +343,18 @@ def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[subpro
         options = [*bwrap_options(machine, host), "--info-fd", str(writing), "--seccomp", str(syscalls)]
         arguments = sealed(b"".join(os.fsencode(option) + b"\0" for option in options))
         program = [str(host.bwrap), "--args", str(arguments), "--", *inner_argv(machine)]
-        drop = host.uid != os.geteuid()
+        drop: dict[str, Any] = {"user": host.uid, "group": host.gid, "extra_groups": []} if host.uid != os.geteuid() else {}
         monitor = subprocess.Popen(
             program,
-            stdin=channel,
+            stdin=channel.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=log,
             env={},
             cwd="/",
             close_fds=True,
             pass_fds=(writing, syscalls, arguments),
-            user=host.uid if drop else None,
-            group=host.gid if drop else None,
-            extra_groups=[] if drop else None,
             start_new_session=True,
+            **drop,
         )
     return monitor, log, information
 

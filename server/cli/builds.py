@@ -1,0 +1,66 @@
+"""`seatrial tasks build`, and the building that comes before a run."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import anyio
+
+from server.cli.display import Board, open_board, write_json, write_table
+from server.environments import build_environment
+from server.settings import Settings
+from server.state import State, open_state
+from tasks.catalog import Catalog, load_catalog
+from tasks.errors import SeaTrialError
+from tasks.model import Task
+
+
+@dataclass(frozen=True)
+class Built:
+    """How the building of one task's environment went; ``error`` is empty if it is there."""
+
+    task: str
+    seconds: float
+    error: str
+
+
+def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
+    """Build the named tasks, or all; one that fails does not stop the others, but makes the code 1."""
+    settings = Settings.from_environment()
+    catalog = load_catalog(settings.tasks)
+    state = open_state(settings)
+    with open_board() as board:
+        built = anyio.run(build_all, chosen(catalog, task_ids), settings, state, board)
+    if as_json:
+        write_json({"tasks": [asdict(one) for one in built]})
+    else:
+        write_table(("task", "seconds", "result"), [(one.task, f"{one.seconds:.1f}", one.error or "built") for one in built])
+    return 1 if any(one.error for one in built) else 0
+
+
+def chosen(catalog: Catalog, task_ids: Sequence[str]) -> tuple[Task, ...]:
+    """Return the tasks of these ids in their order, each once; all of them if none is named.
+
+    Raises:
+        UnknownTaskError: one does not exist.
+    """
+    return tuple(catalog.find(task_id) for task_id in dict.fromkeys(task_ids)) if task_ids else catalog.search()
+
+
+async def build_all(wanted: Sequence[Task], settings: Settings, state: State, board: Board) -> tuple[Built, ...]:
+    """Build environments one after the other (each uses all cores by itself); failures are values."""
+    built = []
+    for task in wanted:
+        began, error = time.perf_counter(), ""
+        try:
+            await build_environment(task, settings, state, _report(board, task.id))
+        except SeaTrialError as failure:
+            error = str(failure)
+        seconds = time.perf_counter() - began
+        board.done(task.id, error or f"ready after {seconds:.1f} s")
+        built.append(Built(task.id, seconds, error))
+    return tuple(built)
+
+
+def _report(board: Board, name: str) -> Callable[[str], None]:
+    return lambda text: board.stage(name, text)

@@ -1,0 +1,37 @@
+"""What this machine gives to every local sandbox, prepared once per process and staged in the state folder."""
+
+import hashlib
+from pathlib import Path
+
+from server.sandboxes.bubblewrap import stage_bwrap
+from server.sandboxes.hostview import etc_files, etc_options, usr_options
+from server.sandboxes.local import INNER, Host
+from server.settings import Settings
+from server.state import State
+
+
+def prepare_host(settings: Settings, state: State) -> Host:
+    """Stage what sandboxes need and return where it lies. The first time copies a few files; later ones only look.
+
+    Raises:
+        SandboxRefusedError: there is no bubblewrap that would do.
+    """
+    etc = dict(etc_files())
+    source = INNER.read_bytes()
+    digest = hashlib.sha256(repr(sorted(etc.items())).encode() + source).hexdigest()
+
+    def fill(folder: Path) -> None:
+        for name, content in etc.items():
+            (folder / name).write_bytes(content)
+            (folder / name).chmod(0o444)
+        (folder / "inner.py").write_bytes(source)
+        (folder / "inner.py").chmod(0o444)
+        state.own_tree(folder)
+
+    state.make("host")
+    staged = state.publish(state.shared / "host" / digest, fill)
+    view = [*usr_options(), "--dir", "/etc"]
+    for name in etc:
+        view += ["--ro-bind", str(staged / name), f"/etc/{name}"]
+    view += etc_options()
+    return Host(stage_bwrap(settings, state), view, staged / "inner.py", state.uid, state.gid, settings.host_reserve_bytes)

@@ -1,0 +1,268 @@
+"""A workspace's change as data: read from an overlay's upper folder, kept as a manifest and blobs, written as a layer."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from server.blobs import Blobs
+from server.layers import (
+    Lower,
+    files_below,
+    is_opaque,
+    is_whiteout,
+    lookup,
+    make_whiteout,
+    merged,
+)
+from tasks.errors import SeaTrialError
+
+LEFT_OUT = frozenset({".git", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"})
+"""Names (at any depth) that are never part of a patch; so are ``*.pyc``."""
+
+MAX_CHANGES = 20_000
+MAX_FILE_BYTES = 64 << 20
+MAX_TOTAL_BYTES = 256 << 20
+MAX_DEPTH = 128
+
+Kind = Literal["file", "link", "deleted"]
+
+
+class PatchError(SeaTrialError):
+    """The change cannot become a patch; the text says what to take away."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path of a patch. ``sha256`` names the blob of a file's content or a symlink's target."""
+
+    path: str
+    """Relative to the workspace; bytes that are not UTF-8 as surrogate escapes (PEP 383)."""
+    kind: Kind
+    sha256: str = ""
+    size: int = 0
+    executable: bool = False
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a submission changes against the snapshot. ``dropped`` names what was left out because it is no file."""
+
+    changes: tuple[Change, ...]
+    dropped: tuple[str, ...] = ()
+
+    def manifest(self) -> bytes:
+        """Return the patch without its contents, as JSON; the same patch gives the same bytes."""
+        return json.dumps([dataclasses.asdict(change) for change in self.changes], separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the manifest, which names every content."""
+        return hashlib.sha256(self.manifest()).hexdigest()
+
+
+def load_patch(manifest: bytes) -> Patch:
+    """Return the patch that `Patch.manifest` wrote."""
+    return Patch(tuple(Change(**values) for values in json.loads(manifest)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A difference seen in an upper folder: what is there now and what was there before."""
+
+    path: str
+    kind: Kind
+    executable: bool
+    size: int
+    before: Lower | None
+    read: Callable[[], bytes]
+    """Return the content (of a symlink: its target). Only valid until the walk goes on."""
+
+
+def read_patch(upper: Path, lowers: Sequence[Path], blobs: Blobs) -> Patch:
+    """Read the whole change of a workspace whose sandbox has ended, and keep its contents.
+
+    Raises:
+        PatchError: too many files, too large ones, or folders nested too deep.
+    """
+    changes, dropped, total = [], [], 0
+    for found in find_changes(upper, lowers, dropped.append):
+        total += found.size
+        if len(changes) >= MAX_CHANGES:
+            raise PatchError(f"The change has more than {MAX_CHANGES:,} files. Remove what does not belong to it.")
+        if found.size > MAX_FILE_BYTES or total > MAX_TOTAL_BYTES:
+            raise PatchError(
+                f"The change is too large at {found.path!r} ({found.size:,} bytes): a file may have {MAX_FILE_BYTES >> 20} MiB, "
+                f"all together {MAX_TOTAL_BYTES >> 20} MiB. Remove what does not belong to it."
+            )
+        sha256 = "" if found.kind == "deleted" else blobs.put(found.read())
+        changes.append(Change(found.path, found.kind, sha256, found.size, found.executable))
+    patch = Patch(tuple(sorted(changes, key=lambda change: change.path)), tuple(dropped))
+    blobs.put(patch.manifest())
+    return patch
+
+
+def find_changes(upper: Path, lowers: Sequence[Path], drop: Callable[[str], None] = lambda _: None) -> Iterator[Found]:
+    """Yield what differs from the lower layers, by content, kind and executable bit; touching a file is no change."""
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield from _walk(fd, merged(lowers), "", drop, 0)
+    finally:
+        os.close(fd)
+
+
+def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str], None], depth: int) -> Iterator[Found]:
+    if depth > MAX_DEPTH:
+        raise PatchError(f"The folders at {prefix[:200]!r} are nested deeper than {MAX_DEPTH}. Remove them.")
+    present = sorted(name for name in os.listdir(folder) if not _left_out(name))
+    for name in present:
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            before = lookup(lowers, name)
+            if stat.S_ISDIR(status.st_mode):
+                yield from _folder(folder, name, before, prefix, drop, depth)
+            else:
+                yield from _entry(folder, name, status, before, prefix, drop)
+        except FileNotFoundError:
+            continue  # a live workspace: it went away while we looked
+    if is_opaque(folder):
+        for path, lower in files_below(lowers, prefix, LEFT_OUT):
+            if path[len(prefix) :].split("/")[0] not in present and not _left_out(path):
+                yield _deleted(path, lower)
+
+
+def _folder(
+    folder: int, name: str, before: Lower | None, prefix: str, drop: Callable[[str], None], depth: int
+) -> Iterator[Found]:
+    if before is not None and not before.is_folder:
+        yield _deleted(prefix + name, before)
+        before = None
+    below = _enter(folder, name)
+    try:
+        yield from _walk(below, before.folders if before else (), f"{prefix}{name}/", drop, depth + 1)
+    finally:
+        os.close(below)
+
+
+def _enter(folder: int, name: str) -> int:
+    """Open a sub-folder, giving ourselves the right to if its owner took it away."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=folder)
+        return os.open(name, flags, dir_fd=folder)
+
+
+def _entry(
+    folder: int, name: str, status: os.stat_result, before: Lower | None, prefix: str, drop: Callable[[str], None]
+) -> Iterator[Found]:
+    path = prefix + name
+    link, regular = stat.S_ISLNK(status.st_mode), stat.S_ISREG(status.st_mode)
+    if before is not None and before.is_folder:
+        for inside, lower in files_below(before.folders, f"{path}/", LEFT_OUT):
+            if not _left_out(inside):
+                yield _deleted(inside, lower)
+        before = None
+    if not link and not regular:
+        if not is_whiteout(status):
+            drop(path)
+        if before is not None:
+            yield _deleted(path, before)
+        return
+    executable = regular and bool(status.st_mode & 0o100)
+
+    def read() -> bytes:
+        if link:
+            return os.fsencode(os.readlink(name, dir_fd=folder))
+        return _read_regular(folder, name)
+
+    if before is None or not _same(before, status, executable, read):
+        yield Found(path, "link" if link else "file", executable, status.st_size, before, read)
+
+
+def _read_regular(folder: int, name: str) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        os.chmod(name, 0o600, dir_fd=folder)
+        fd = os.open(name, flags, dir_fd=folder)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(name)
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _same(before: Lower, status: os.stat_result, executable: bool, read: Callable[[], bytes]) -> bool:
+    old = before.status
+    if stat.S_IFMT(old.st_mode) != stat.S_IFMT(status.st_mode) or old.st_size != status.st_size:
+        return False
+    if status.st_size > MAX_FILE_BYTES or executable != (stat.S_ISREG(old.st_mode) and bool(old.st_mode & 0o100)):
+        return False
+    return content_before(before) == read()
+
+
+def content_before(lower: Lower) -> bytes:
+    """Return the content of a lower layer's file, or a symlink's target."""
+    if stat.S_ISLNK(lower.status.st_mode):
+        return os.fsencode(lower.path.readlink())
+    return lower.path.read_bytes()
+
+
+def _deleted(path: str, lower: Lower) -> Found:
+    return Found(path, "deleted", False, 0, lower, lambda: b"")
+
+
+def _left_out(path: str) -> bool:
+    return path.rpartition("/")[2] in LEFT_OUT or path.endswith(".pyc")
+
+
+def write_layer(patch: Patch, blobs: Blobs, lowers: Sequence[Path], target: Path) -> None:
+    """Write ``patch`` into the empty folder ``target`` so that it can lie on ``lowers`` in an overlay."""
+    for change in patch.changes:
+        if change.kind != "deleted":
+            put_file(target, change.path, blobs.get(change.sha256), link=change.kind == "link", executable=change.executable)
+    for change in patch.changes:
+        if change.kind == "deleted":
+            hide(target, change.path, lowers)
+
+
+def put_file(target: Path, path: str, data: bytes, *, link: bool, executable: bool) -> None:
+    """Write one file or symlink of a layer, with its parent folders."""
+    place = _checked(target, path)
+    place.parent.mkdir(0o755, parents=True, exist_ok=True)
+    if link:
+        place.symlink_to(os.fsdecode(data))
+        return
+    place.write_bytes(data)
+    place.chmod(0o755 if executable else 0o644)
+
+
+def hide(target: Path, path: str, lowers: Sequence[Path]) -> None:
+    """Make ``path`` of ``lowers`` not show through the layer ``target``, unless the layer hides it already."""
+    place, folders = _checked(target, path), merged(lowers)
+    at = target
+    for part in place.relative_to(target).parts[:-1]:
+        below = lookup(folders, part)
+        if below is None or not below.is_folder:
+            return
+        folders = below.folders
+        at = at / part
+        if at.is_symlink() or (at.exists() and not at.is_dir()):
+            return
+        at.mkdir(0o755, exist_ok=True)
+    if lookup(folders, place.name) is not None and not os.path.lexists(place):
+        make_whiteout(place)
+
+
+def _checked(target: Path, path: str) -> Path:
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise PatchError(f"{path!r} is not a path inside a workspace.")
+    return target.joinpath(*parts)
