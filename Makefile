@@ -10,8 +10,8 @@ NAMES := python3.13 python3.12 python3.11 python3 python3.14
 PYTHON ?= $(shell for code in 'import ensurepip, venv; $(MODERN)' '$(MODERN)'; do for name in $(NAMES); do \
 	"$$name" -c "$$code" 2>/dev/null && command -v "$$name" && exit; done; done)
 
-# One line in a .pth file: our packages come after the standard library and after what is installed.
-EDITABLE := --config-settings editable_mode=compat --editable
+# setuptools warns of every editable installation, whatever its mode.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: demo test bench clean
 
@@ -44,13 +44,13 @@ $(VENV)/.made:
 # The demo installs what running needs; the tests add their tools on top.
 $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@echo "setting up $(VENV) (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) .
+	@$(INSTALL) --editable .
 	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@echo "setting up $(VENV) with the test tools (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[test]'
+	@$(INSTALL) --editable '.[test]'
 	@$(COMPILE)
 	@touch $@ $(VENV)/.demo
 

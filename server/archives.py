@@ -115,6 +115,8 @@ class _Unpacking:
         if member.issym():
             self.links.append((path, member.linkname))
             return
+        if member.size > self.left:
+            raise ArchiveError(self.archive, f"unpacks to more than {MAX_TREE_BYTES >> 20} MiB")
         path.unlink(missing_ok=True)  # as tar does: of two entries with one name the later counts
         with self._content(member) as content, path.open("xb") as file:
             while chunk := content.read(_CHUNK):

@@ -90,7 +90,9 @@ def read_patch(upper: Path, lowers: Sequence[Path], blobs: Blobs) -> Patch:
     Raises:
         PatchError: too many files, too large ones, or folders nested too deep.
     """
-    changes, dropped, total = [], [], 0
+    changes: list[Change] = []
+    dropped: list[str] = []
+    total = 0
     for found in find_changes(upper, lowers, dropped.append):
         total += found.size
         if len(changes) >= MAX_CHANGES:
