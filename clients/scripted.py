@@ -189,7 +189,7 @@ async def play_trial(plan: TrialPlan, launch: Launch, report: Report) -> TrialRu
         except TimeoutError:
             error = f"The trial did not end within {plan.timeout_s:.0f} s."
         except Exception as failure:  # a boundary: one trial that breaks must not take the others with it
-            error = f"{_told(failure)}{_tail(log)}"
+            error = _told(failure, log)
     trial = trial_id_of(agents[0].workspace) if agents and agents[0].workspace else ""
     return TrialRun(plan.task, plan.agent, plan.repetition, trial, answer, error, timings)
 
@@ -278,13 +278,12 @@ def _stage(text: str, word: str) -> str | None:
     return None
 
 
-def _told(failure: BaseException) -> str:
+def _told(failure: BaseException, log: IO[str]) -> str:
+    """Return what went wrong; for what nobody foresaw, with the server's last words."""
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
-    return str(failure) if isinstance(failure, SeaTrialError) else f"{type(failure).__name__}: {failure}"
-
-
-def _tail(log: IO[str]) -> str:
+    if isinstance(failure, SeaTrialError):
+        return str(failure)
     log.seek(0)
-    text = log.read()[-2000:].strip()
-    return f"\nThe server said: {text}" if text else ""
+    said = log.read()[-2000:].strip()
+    return f"{type(failure).__name__}: {failure}" + (f"\nThe server said: {said}" if said else "")

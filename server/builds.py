@@ -27,12 +27,15 @@ SETUP_TIMEOUT_S = 900.0
 _LOG_BYTES = 4 << 20
 _SCAN = Path(__file__).with_name("viewscan.py")
 
+SHELL = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
+"""The shell that commands run in; sandboxes see the host's programs."""
+
 AGENT_ENV: Mapping[str, str] = {
     "PATH": f"{OPT_ENV}/bin:{MOUNTED_AT}/bin:/usr/bin:/bin:/usr/sbin:/sbin",
     "HOME": "/home/agent",
     "USER": "agent",
     "LOGNAME": "agent",
-    "SHELL": "/bin/bash",
+    "SHELL": SHELL,
     "LANG": "C.UTF-8",
     "TERM": "dumb",
     "PAGER": "cat",
@@ -147,7 +150,7 @@ def _steps(task: Task, wheels: bool) -> list[tuple[str, list[str]]]:
         write = "import site, sys; open(site.getsitepackages()[0] + '/workspace.pth', 'w').write(sys.argv[1])"
         steps.append(("put the workspace on the path", [python, "-I", "-c", write, lines + "\n"]))
     if task.facts.environment.setup:
-        steps.append(("run the task's setup", ["/bin/bash", "-e", "/opt/kit/setup.sh"]))
+        steps.append(("run the task's setup", [SHELL, "-e", "/opt/kit/setup.sh"]))
     return steps
 
 

@@ -18,9 +18,9 @@ from server.sandboxes.cgroups import cgroup
 from server.sandboxes.hostview import usr_options
 from server.sandboxes.local import bwrap_options
 from server.sandboxes.seccomp import filter_program
+from server.sandboxes.watchdog import free_bytes
 from server.settings import Settings
 from server.state import State, StateError, open_state, remove_tree
-from server.sandboxes.watchdog import free_bytes
 
 Status = Literal["enforced", "best effort", "refused", "missing"]
 
@@ -200,7 +200,7 @@ def explain(said: str, kernel: Kernel, bwrap: Path) -> tuple[str, str]:
             "Run seatrial outside, or start the container with: docker run --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined --security-opt systempaths=unconfined (plus a volume for SEATRIAL_STATE)",
         )
-    if "xecvp" in said or "ermission denied" in said and str(bwrap) in said:
+    if "xecvp" in said or ("ermission denied" in said and str(bwrap) in said):
         return (
             f"{bwrap} may not be executed by the sandboxes' user.",
             "Set SEATRIAL_STATE to a folder on a disk that is not mounted noexec, or SEATRIAL_BWRAP to a bubblewrap elsewhere.",
@@ -213,9 +213,7 @@ def explain(said: str, kernel: Kernel, bwrap: Path) -> tuple[str, str]:
 
 
 def _profile(bwrap: Path) -> str:
-    return (
-        f"abi <abi/4.0>,\ninclude <tunables/global>\nprofile seatrial-bwrap {bwrap} flags=(unconfined) {{\n  userns,\n}}\n"
-    )
+    return f"abi <abi/4.0>,\ninclude <tunables/global>\nprofile seatrial-bwrap {bwrap} flags=(unconfined) {{\n  userns,\n}}\n"
 
 
 def _limits() -> Iterator[Finding]:

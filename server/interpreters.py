@@ -34,7 +34,7 @@ QUESTION = """
 import json, os, sys
 print(json.dumps({
     "name": sys.implementation.name, "version": list(sys.version_info[:3]), "release": sys.version_info[3] == "final",
-    "text": sys.version, "prefix": sys.base_prefix, "in_venv": sys.prefix != sys.base_prefix,
+    "text": sys.version, "prefix": sys.base_prefix,
     "stdlib": os.path.dirname(os.path.realpath(os.__file__)), "abi": getattr(sys, "abiflags", ""),
 }))
 """
@@ -117,7 +117,7 @@ def find_interpreters(settings: Settings) -> tuple[Interpreter, ...]:
 
 def _preferred(settings: Settings) -> Iterator[Interpreter]:
     for path in settings.pythons:
-        program = path / "bin" / "python3" if path.is_dir() else path
+        program = path if is_elf(path) else path / "bin" / "python3"
         if is_elf(program) and (found := ask(program)) is not None:
             yield found
     own = _base(Path(sys.base_prefix), f"python{sys.version_info[0]}.{sys.version_info[1]}")
@@ -127,14 +127,17 @@ def _preferred(settings: Settings) -> Iterator[Interpreter]:
 
 def _on_path(settings: Settings) -> Iterator[Path]:
     for folder in (*settings.search_path, Path("/usr/bin")):
-        # pyenv's shims are scripts that ask pyenv; the programs lie beside them.
-        for place in (folder, *sorted(folder.parent.glob("versions/*/bin"))) if folder.name == "shims" else (folder,):
-            yield from (place / name for name in _names(place))
+        places = [folder]
+        if folder.name == "shims":  # pyenv's are scripts that ask pyenv; the programs lie beside them
+            versions = folder.parent / "versions"
+            places += [versions / name / "bin" for name in _names(versions)]
+        for place in places:
+            yield from (place / name for name in _names(place) if NAME.fullmatch(name))
 
 
 def _names(folder: Path) -> Sequence[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if NAME.fullmatch(name))
+        return sorted(os.listdir(folder))
     except OSError:
         return ()
 
@@ -158,14 +161,13 @@ def ask(program: Path) -> Interpreter | None:
         answer = json.loads(reply.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    version, prefix, stdlib = tuple(answer["version"]), Path(answer["prefix"]), Path(answer["stdlib"])
+    version, prefix, stdlib = tuple(answer["version"]), Path(answer["prefix"]).resolve(), Path(answer["stdlib"])
     if answer["name"] != "cpython" or answer["abi"] or not answer["release"] or version < OLDEST:
         return None
-    if answer["in_venv"]:
-        base = _base(prefix, f"python{version[0]}.{version[1]}")
-        return ask(base) if base not in (None, program) else None
-    path = program.resolve()
-    return Interpreter(path, version, prefix.resolve(), stdlib, _digest(answer["text"], path, stdlib))
+    path, base = program.resolve(), _base(prefix, f"python{version[0]}.{version[1]}")
+    if base is not None and base != path and path.parent != prefix / "bin":
+        return ask(base)
+    return Interpreter(path, version, prefix, stdlib, _digest(answer["text"], path, stdlib))
 
 
 def _digest(text: str, path: Path, stdlib: Path) -> str:

@@ -29,6 +29,7 @@ MAX_CHANGES = 20_000
 MAX_FILE_BYTES = 64 << 20
 MAX_TOTAL_BYTES = 256 << 20
 MAX_DEPTH = 128
+MAX_PATH_BYTES = 1024
 
 Kind = Literal["file", "link", "deleted"]
 
@@ -97,6 +98,8 @@ def read_patch(upper: Path, lowers: Sequence[Path], blobs: Blobs) -> Patch:
         total += found.size
         if len(changes) >= MAX_CHANGES:
             raise PatchError(f"The change has more than {MAX_CHANGES:,} files. Remove what does not belong to it.")
+        if len(os.fsencode(found.path)) > MAX_PATH_BYTES:
+            raise PatchError(f"The path {found.path[:200]!r}... is longer than {MAX_PATH_BYTES:,} bytes. Remove it.")
         if found.size > MAX_FILE_BYTES or total > MAX_TOTAL_BYTES:
             raise PatchError(
                 f"The change is too large at {found.path!r} ({found.size:,} bytes): a file may have {MAX_FILE_BYTES >> 20} MiB, "

@@ -44,19 +44,33 @@ def test_the_environment_is_read_in_one_module() -> None:
 
 
 def test_every_module_has_its_place_in_the_layers() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
-    placed = {name.strip() for layer in layers for name in layer.split(":")}
-
     modules = {
         f"server.{path.stem}" for path in (ROOT / "server").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
 
-    assert modules - {"server.__init__"} == {name for name in placed if name.startswith("server.")}
+    assert modules - {"server.__init__"} == _layers()
+
+
+def test_clients_may_see_of_the_server_only_the_record() -> None:
+    assert set(_contract("clients")["forbidden_modules"]) == {"tools"} | _layers() - {
+        "server.__main__",
+        "server.records",
+        "server.store",
+    }
 
 
 def test_nothing_is_imported_from_bundled_tasks() -> None:
     assert not list((ROOT / "tasks/bundled").rglob("__init__.py"))
+
+
+def _contract(id: str) -> dict[str, list[str]]:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    return next(contract for contract in contracts if contract["id"] == id)
+
+
+def _layers() -> set[str]:
+    placed = {name.strip() for layer in _contract("layers")["layers"] for name in layer.split(":")}
+    return {name for name in placed if name.startswith("server.")}
 
 
 def _reads_environment(source: str) -> bool:

@@ -32,7 +32,7 @@ def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
     with open_board() as board:
         built = anyio.run(build_all, chosen(catalog, task_ids), settings, state, board)
     if as_json:
-        write_json({"tasks": [asdict(one) for one in built]})
+        write_json({"tasks": [{**asdict(one), "seconds": round(one.seconds, 3)} for one in built]})
     else:
         write_table(("task", "seconds", "result"), [(one.task, f"{one.seconds:.1f}", one.error or "built") for one in built])
     return 1 if any(one.error for one in built) else 0

@@ -1,5 +1,6 @@
 """What the command line writes: tables and JSON on stdout, the progress of long work on stderr."""
 
+import io
 import json
 import sys
 import time
@@ -39,14 +40,19 @@ def write_json(value: Any) -> None:
 
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout; where that is no terminal, nothing is wrapped or cut."""
+    """Write a table to stdout; where that is no terminal, one plain line for each row, nothing wrapped or cut."""
     terminal = sys.stdout.isatty()
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD if terminal else None, show_edge=False, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))
-    Console(file=sys.stdout, width=None if terminal else _WIDE).print(table)
+    if terminal:
+        Console(file=sys.stdout).print(table)
+        return
+    plain = io.StringIO()
+    Console(file=plain, width=_WIDE).print(table)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in plain.getvalue().splitlines()))
 
 
 def shown_reward(reward: float | None) -> str:

@@ -17,8 +17,8 @@ def show_findings(*, as_json: bool) -> int:
         write_json({"works": works, "findings": [asdict(finding) for finding in findings]})
         return 0 if works else 1
     write_table(("feature", "status", "how"), [(finding.feature, finding.status, finding.how) for finding in findings])
-    for finding in findings:
-        if finding.remedy:
-            write_line(f"\n{finding.feature} ({finding.status}): {finding.remedy}")
+    for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
+        features = ", ".join(finding.feature for finding in findings if finding.remedy == remedy)
+        write_line(f"\n{features}: {remedy}")
     write_line("\nTasks can run here." if works else "\nTasks cannot run here until what is refused or missing is mended.")
     return 0 if works else 1

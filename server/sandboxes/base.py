@@ -116,6 +116,11 @@ class Sandbox(Protocol):
         """Which limits and walls hold here, and how."""
         ...
 
+    @property
+    def dead(self) -> str:
+        """Why the sandbox is over, or nothing while it lives."""
+        ...
+
     async def run(self, command: Command, on_output: OnOutput) -> CommandResult:
         """Run to the end of the process itself (not of its children). Cancelling it kills what it started.
 

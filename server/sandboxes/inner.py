@@ -397,6 +397,8 @@ def handle(kind, number, payload):
             send(b"!", number, str(refused).encode("utf-8", "replace"))
         except OSError as error:
             send(b"!", number, (error.strerror or "failed").encode())
+        except ValueError as error:
+            send(b"!", number, str(error).encode("utf-8", "replace"))
 
 
 def read_exactly(size):

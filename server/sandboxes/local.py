@@ -7,6 +7,7 @@ request, payload (numbers big-endian; a frame is at most 64 KiB). Requests: ``R`
 answer to a question not asked, or none in time, ends the sandbox.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -41,6 +42,8 @@ from server.sandboxes.base import (
 )
 from server.sandboxes.cgroups import Cgroup, cgroup
 from server.sandboxes.watchdog import watch
+
+logger = logging.getLogger(__name__)
 
 _FRAME = 1 << 16
 _PIECE = 60_000
@@ -454,7 +457,10 @@ def _enforced(limits: Limits, group: Cgroup) -> dict[str, str]:
 
 
 async def _listen(sandbox: LocalSandbox, group: Cgroup) -> None:
-    await sandbox.listen()
+    try:
+        await sandbox.listen()
+    except Exception:
+        logger.exception("Listening to a sandbox failed")
     sandbox.died(group.kill_reason() or "its first process ended")
 
 
@@ -464,7 +470,11 @@ async def _watch(sandbox: LocalSandbox, scope: anyio.CancelScope, inner: _Inner,
         inner.kill()
 
     with scope:
-        await watch(inner.pid, machine.upper, machine.limits, reserve, breach)
+        try:
+            await watch(inner.pid, machine.upper, machine.limits, reserve, breach)
+        except Exception:
+            logger.exception("Watching a sandbox failed")
+            breach("its limits could not be watched")
 
 
 async def _end(monitor: subprocess.Popen[bytes], inner: _Inner) -> None:
@@ -493,4 +503,3 @@ async def _exited(monitor: subprocess.Popen[bytes]) -> None:
 
 def _fields(*values: bytes) -> bytes:
     return b"".join(len(value).to_bytes(4, "big") + value for value in values)
-

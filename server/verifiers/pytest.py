@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from anyio import to_thread
 
-from server.builds import AGENT_ENV, OPT_ENV, limits_of
+from server.builds import AGENT_ENV, OPT_ENV, SHELL, limits_of
 from server.environments import Environment
 from server.layers import make_opaque, make_whiteout
 from server.patches import Patch, write_layer
@@ -176,7 +176,7 @@ async def _build(task: Task, environment: Environment, layers: Sequence[Path], b
     """Run the task's build step over the patch, in a sandbox of its own; return the layer it wrote, None if it failed."""
     made = folder / "built"
     machine = _machine(task, environment, layers, bench, made, {})
-    command = Command(["/bin/bash", "-ec", task.facts.verifier.build], AGENT_ENV, timeout_s=task.facts.verifier.timeout_s)
+    command = Command([SHELL, "-ec", task.facts.verifier.build], AGENT_ENV, timeout_s=task.facts.verifier.timeout_s)
     result = await _in_sandbox(machine, command, bench, lambda *_: None)
     return made / "upper" if result is not None and result.exit_code == 0 else None
 

@@ -60,7 +60,9 @@ def test_local_sources_and_vendors_are_not_shown(settings: Settings, state: Stat
     shown = inside("ls /usr /usr/share /usr/lib", settings, state).split()
 
     assert {"bin", "lib", "share"} <= set(shown)
-    assert not {"local", "src", "doc", "games", "python3", "jvm", "node_modules", "google-cloud-sdk", "python-wheels"} & set(shown)
+    assert not {"local", "src", "doc", "games", "python3", "jvm", "node_modules", "google-cloud-sdk", "python-wheels"} & set(
+        shown
+    )
 
 
 def test_nothing_shown_can_be_written(settings: Settings, state: State) -> None:

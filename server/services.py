@@ -1,0 +1,65 @@
+"""What trials need of this machine, opened together: state folder, store, blobs, host. Imported late: SQLAlchemy is heavy."""
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anyio import to_thread
+
+from server.blobs import Blobs
+from server.host import prepare_host
+from server.sandboxes.cgroups import reap_cgroups
+from server.sandboxes.local import Host
+from server.settings import Settings
+from server.state import State, open_state, remove_tree
+
+if TYPE_CHECKING:
+    from server.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The opened services of one process."""
+
+    state: State
+    store: "Store"
+    blobs: Blobs
+    host: Host
+
+    def reap(self) -> None:
+        """Remove what dead processes left: workspaces of trials that are over, unfinished verifications, empty cgroups."""
+        for kind, lock in (("workspaces", "trial-"), ("verify", "")):
+            folder = self.state.shared / kind
+            for left in folder.iterdir() if folder.exists() else ():
+                self._reap(kind, left.name, f"{lock}{left.name}")
+        reap_cgroups()
+
+    def _reap(self, kind: str, name: str, lock: str) -> None:
+        held = self.state.try_lock(lock)
+        if held is None:
+            return
+        try:
+            record = self.store.find_trial(name) if kind == "workspaces" else None
+            if record is None or record.state in ("done", "error"):
+                remove_tree(self.state.shared / kind / name)
+                (self.state.private / "locks" / lock).unlink(missing_ok=True)
+        finally:
+            os.close(held)
+
+
+async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
+    """Open everything; ``stack`` closes it.
+
+    Raises:
+        StateError, StoreError, SandboxRefusedError: it cannot be had; the text says why.
+    """
+
+    def open_store_and_host() -> Services:
+        from server.store import open_store  # 150 ms of imports that a server's first answer must not wait for
+
+        state = open_state(settings)
+        store = stack.enter_context(open_store(state.private / "store.db"))
+        return Services(state, store, Blobs(state.private / "blobs"), prepare_host(settings, state))
+
+    return await to_thread.run_sync(open_store_and_host)

@@ -1,0 +1,368 @@
+"""Trials: opened, found again after a restart, submitted by the agent or by time, judged, ended. One place decides."""
+
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from server.blobs import BlobError
+from server.builds import limits_of
+from server.environments import Environment, build_environment, find_environment
+from server.patches import Patch, PatchError, load_patch, read_patch
+from server.records import SubmittedBy, TrialRecord, Verdict, trial_id_of
+from server.services import Services, open_services
+from server.settings import Settings
+from server.state import remove_tree
+from server.trial import (
+    AgentInfo,
+    HeldElsewhereError,
+    NotAssignedError,
+    StillBuildingError,
+    Trial,
+    TrialEndedError,
+    UnknownWorkspaceError,
+)
+from server.trial_log import TrialLog
+from server.verifiers.base import Bench
+from server.verifiers.pytest import verify
+from server.workspaces import Workspace, make_folder
+from tasks.catalog import Catalog, load_catalog
+from tasks.errors import SeaTrialError
+from tasks.model import Task
+
+logger = logging.getLogger(__name__)
+
+_WORKSPACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Trials:
+    """Every trial that this process works on; made by `open_trials`."""
+
+    def __init__(self, settings: Settings, background: TaskGroup, stack: AsyncExitStack) -> None:
+        self.settings = settings
+        self._background, self._stack = background, stack
+        self._trials: dict[str, Trial] = {}
+        self._finding = anyio.Lock()
+        self._catalog: Catalog | None = None
+        self._services: Services | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The tasks, read from their folders at first use."""
+        if self._catalog is None:
+            self._catalog = load_catalog(self.settings.tasks)
+        return self._catalog
+
+    def offered(self, query: str = "") -> tuple[Task, ...]:
+        """Return the tasks that this server may hand out."""
+        assigned = self.settings.assignment.task
+        return tuple(task for task in self.catalog.search(query) if not assigned or task.id == assigned)
+
+    def task(self, task_id: str) -> Task:
+        """Return a task that this server may hand out.
+
+        Raises:
+            UnknownTaskError, TaskError, NotAssignedError: it may not, or cannot.
+        """
+        assigned = self.settings.assignment.task
+        if assigned and task_id != assigned:
+            raise NotAssignedError(assigned)
+        return self.catalog.find(task_id)
+
+    async def services(self) -> Services:
+        """Open the state folder and the store at first use: their imports would delay the first answer of a server."""
+        if self._services is None:
+            async with self._finding:
+                if self._services is None:
+                    self._services = await open_services(self.settings, self._stack)
+                    self._background.start_soon(self._guarded, self._recover)
+        return self._services
+
+    async def open(self, task_id: str, agent: AgentInfo) -> Trial:
+        """Start a trial, or return the one that this server is for. Its environment may still have to be built."""
+        task = self.task(task_id)
+        services = await self.services()
+        async with self._finding:
+            if self.settings.assignment.task and self._trials:
+                return next(iter(self._trials.values()))
+            workspace_id = secrets.token_hex(16)
+            trial = self._new(workspace_id, task, agent, services)
+            self._trials[workspace_id] = trial
+        await self._prepare(trial, services)
+        return trial
+
+    def _new(self, workspace_id: str, task: Task, agent: AgentInfo, services: Services) -> Trial:
+        assignment = self.settings.assignment
+        trial_id = trial_id_of(workspace_id)
+        lock = services.state.try_lock(f"trial-{trial_id}")
+        record = services.store.add_trial(
+            TrialRecord(
+                id=trial_id,
+                task=task.id,
+                task_digest=task.digest,
+                agent=assignment.agent or agent.name,
+                agent_version="" if assignment.agent else agent.version,
+                model=assignment.model,
+                job=assignment.job,
+                group=assignment.group,
+                repetition=assignment.repetition,
+                containment=self.settings.containment,
+                created_at=time.time(),
+            )
+        )
+        return Trial(workspace_id, task, record, TrialLog(trial_id, services), lock)
+
+    async def _prepare(self, trial: Trial, services: Services) -> None:
+        """Give the trial its workspace, at once if the environment is built, else as soon as it is."""
+        try:
+            found = await to_thread.run_sync(find_environment, trial.task, self.settings, services.state)
+        except SeaTrialError as error:
+            self._end(trial, None, state="error", error_class="build", error=str(error))
+            raise
+        if found is None:
+            self._background.start_soon(self._guarded, self._build, trial, services)
+        else:
+            await self._make_ready(trial, found, services)
+
+    async def _build(self, trial: Trial, services: Services) -> None:
+        started = time.monotonic()
+
+        def report(stage: str) -> None:
+            trial.stage = stage
+
+        try:
+            environment = await build_environment(trial.task, self.settings, services.state, report)
+            trial.timings["build"] = round(time.monotonic() - started, 3)
+            await self._make_ready(trial, environment, services)
+        except SeaTrialError as error:
+            if not trial.over:
+                self._end(trial, None, state="error", error_class="build", error=str(error))
+
+    async def _make_ready(self, trial: Trial, environment: Environment, services: Services) -> None:
+        started = time.monotonic()
+        folder = make_folder(services.state, trial.id)
+        limits = limits_of(trial.task)
+        trial.environment = environment
+        workspace = Workspace(folder, environment, limits, services.host, self._background, trial.log.command_ended)
+        workspace.next_command = trial.log.next_command()
+        if trial.record.state == "building":
+            try:
+                await workspace.sandbox()
+            except SeaTrialError as error:
+                self._end(trial, None, state="error", error_class="sandbox", error=str(error))
+                raise
+            trial.timings["open"] = round(time.monotonic() - started, 3)
+            now = time.time()
+            trial.record = services.store.update_trial(
+                trial.id, state="open", ready_at=now, deadline_at=now + trial.task.agent_timeout_s, timings=trial.timings
+            )
+        trial.workspace = workspace
+        self._background.start_soon(self._guarded, self._expire, trial)
+
+    async def find(self, workspace_id: str) -> Trial:
+        """Return the trial of a workspace id, taking it up again if an earlier server process left it.
+
+        Raises:
+            UnknownWorkspaceError: there is none.
+            HeldElsewhereError: a living process has it.
+        """
+        if trial := self._trials.get(workspace_id):
+            return trial
+        if not _WORKSPACE_ID.fullmatch(workspace_id):
+            raise UnknownWorkspaceError(workspace_id)
+        services = await self.services()
+        async with self._finding:
+            if trial := self._trials.get(workspace_id):
+                return trial
+            trial = await self._take_up(trial_id_of(workspace_id), workspace_id, services)
+            self._trials[workspace_id] = trial
+            return trial
+
+    async def _take_up(self, trial_id: str, workspace_id: str, services: Services) -> Trial:
+        record = services.store.find_trial(trial_id)
+        if record is None:
+            raise UnknownWorkspaceError(workspace_id)
+        task = self.catalog.find(record.task)
+        trial = Trial(workspace_id, task, record, TrialLog(trial_id, services))
+        if trial.over:
+            trial.ended.set()
+            return trial
+        trial.lock = services.state.try_lock(f"trial-{trial_id}")
+        if trial.lock is None:
+            raise HeldElsewhereError
+        trial.record = services.store.find_trial(trial_id) or record
+        trial.timings = dict(trial.record.timings)
+        if trial.over:
+            self._release(trial)
+        elif task.digest != record.task_digest:
+            self._end(trial, None, state="error", error_class="task", error=f"The task {task.id} changed after this trial began.")
+        elif trial.record.state == "submitted":
+            try:
+                patch = load_patch(services.blobs.get(trial.record.patch))
+            except BlobError as error:
+                self._end(trial, None, state="error", error_class="store", error=str(error))
+                return trial
+            self._background.start_soon(self._guarded, self._judge, trial, patch)
+        else:
+            await self._prepare(trial, services)
+        return trial
+
+    async def workspace(self, workspace_id: str) -> tuple[Trial, Workspace]:
+        """Return a trial that goes on, with its workspace.
+
+        Raises:
+            StillBuildingError, TrialEndedError: it does not, yet or any more.
+        """
+        trial = await self.find(workspace_id)
+        if trial.over or trial.record.state == "submitted":
+            raise TrialEndedError(trial.record)
+        if trial.workspace is None:
+            raise StillBuildingError(self.building(trial))
+        if time.time() >= trial.record.deadline_at:
+            await self.submit(trial, "time")
+            raise TrialEndedError(trial.record)
+        return trial, trial.workspace
+
+    def building(self, trial: Trial) -> str:
+        """Say how far the environment of ``trial`` is."""
+        waited = time.time() - trial.record.created_at
+        return (
+            f"building: {trial.stage} ({waited:.0f} s so far)\nThe environment is being built, once for all trials of this "
+            "task. Nothing is wrong: wait a few seconds and make the same call again. Your time counts from when it is ready."
+        )
+
+    async def submit(self, trial: Trial, by: SubmittedBy) -> None:
+        """Freeze the change and start judging it; an earlier submission stands. Wait for ``trial.ended`` for the verdict.
+
+        Raises:
+            PatchError: the change cannot become a patch; an agent may mend it and submit again, for time it is reward 0.
+            StillBuildingError: there is nothing to submit yet.
+        """
+        services = await self.services()
+        async with trial.ending:
+            if trial.over or trial.record.state == "submitted":
+                return
+            if trial.workspace is None or trial.environment is None:
+                raise StillBuildingError(self.building(trial))
+            await trial.workspace.suspend()
+            trial.timings["work"] = round(time.time() - trial.record.ready_at, 3)
+            try:
+                lowers = trial.environment.lowers
+                patch = await to_thread.run_sync(read_patch, trial.workspace.upper, lowers, services.blobs)
+            except PatchError as error:
+                if by == "agent":
+                    raise
+                self._end(trial, None, state="done", reward=0.0, submitted_by=by, flags=("patch_refused",), error=str(error))
+                return
+            trial.record = services.store.update_trial(
+                trial.id, state="submitted", patch=patch.digest, submitted_by=by, timings=trial.timings
+            )
+            self._background.start_soon(self._guarded, self._judge, trial, patch)
+
+    async def close(self, trial: Trial) -> None:
+        """Give the trial up: reward 0, and it counts."""
+        async with trial.ending:
+            if trial.over or trial.record.state == "submitted":
+                raise TrialEndedError(trial.record)
+            if trial.workspace is not None:
+                await trial.workspace.suspend()
+            self._end(trial, None, state="done", reward=0.0, submitted_by="closed")
+
+    def verdict(self, trial: Trial) -> Verdict | None:
+        """Return the stored verdict of a trial that is over."""
+        return self._opened.store.verdict(trial.id)
+
+    async def _judge(self, trial: Trial, patch: Patch) -> None:
+        services, started = self._opened, time.monotonic()
+        bench = Bench(services.state, services.host, services.blobs, self._background)
+        try:
+            environment = trial.environment
+            if environment is None:
+                environment = await build_environment(trial.task, self.settings, services.state, lambda _: None)
+            verdict = await verify(trial.task, environment, patch, bench)
+        except SeaTrialError as error:
+            self._end(trial, None, state="error", error_class=_class_of(error), error=str(error))
+        except Exception as error:
+            logger.exception("Verification of trial %s failed", trial.id)
+            self._end(trial, None, state="error", error_class="internal", error=repr(error)[:500])
+        else:
+            trial.timings["verify"] = round(time.monotonic() - started, 3)
+            flags = (*verdict.flags, *(() if trial.log.acted() else ("agent_never_acted",)))
+            self._end(trial, verdict, state="done", reward=verdict.reward, flags=flags)
+
+    async def _expire(self, trial: Trial) -> None:
+        """Submit the trial when its time is up."""
+        with anyio.move_on_after(max(0, trial.record.deadline_at - time.time())):
+            await trial.ended.wait()
+        if not trial.over:
+            await self.submit(trial, "time")
+
+    def _end(self, trial: Trial, verdict: Verdict | None, **changes: object) -> None:
+        """Record the end on disk, then let go of everything that the trial holds."""
+        services = self._opened
+        trial.record = services.store.end_trial(trial.id, verdict, timings=trial.timings, **changes)
+        trial.workspace = None
+        self._release(trial)
+        folder = services.state.shared / "workspaces" / trial.id
+        self._background.start_soon(self._guarded, to_thread.run_sync, remove_tree, folder)
+
+    def _release(self, trial: Trial) -> None:
+        if trial.lock is not None:
+            (self._opened.state.private / "locks" / f"trial-{trial.id}").unlink(missing_ok=True)
+            os.close(trial.lock)
+            trial.lock = None
+        trial.ended.set()
+
+    @property
+    def _opened(self) -> Services:
+        assert self._services is not None, "a trial exists only after the services were opened"
+        return self._services
+
+    async def _recover(self) -> None:
+        """End what dead processes left over time, and remove what they left on disk. Trials still in time may be resumed."""
+        services = self._opened
+        for record in services.store.trials(states=("open", "submitted")):
+            late = record.state == "submitted" or time.time() > record.deadline_at > 0
+            if late and all(trial.id != record.id for trial in self._trials.values()):
+                with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one
+                    trial = await self._take_up(record.id, "", services)
+                    self._trials[f"recovered-{record.id}"] = trial
+        await to_thread.run_sync(services.reap)
+
+    async def suspend_all(self) -> None:
+        """Stop every sandbox, keep every trial; one that fails to stop does not keep the others running."""
+        async with AsyncExitStack() as stack:
+            for trial in self._trials.values():
+                if trial.workspace is not None:
+                    stack.push_async_callback(trial.workspace.suspend)
+
+    async def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
+        """Run background work so that its failure is logged and ends nothing else."""
+        try:
+            await work(*arguments)  # type: ignore[misc]
+        except Exception:
+            logger.exception("Background work failed: %s", getattr(work, "__name__", work))
+
+
+@asynccontextmanager
+async def open_trials(settings: Settings) -> AsyncGenerator[Trials]:
+    """Serve trials until the block ends; then every sandbox is stopped and every trial that is not over can be resumed."""
+    async with AsyncExitStack() as stack, anyio.create_task_group() as background:
+        trials = Trials(settings, background, stack)
+        try:
+            yield trials
+        finally:
+            with anyio.CancelScope(shield=True):
+                await trials.suspend_all()
+            background.cancel_scope.cancel()
+
+
+def _class_of(error: SeaTrialError) -> str:
+    return type(error).__name__.removesuffix("Error").lower()

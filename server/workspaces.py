@@ -1,0 +1,145 @@
+"""One workspace: its sandbox, opened when it is needed and again after it died, and the commands that run in it."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from server.builds import AGENT_ENV, SHELL
+from server.environments import Environment
+from server.outputs import Output
+from server.sandboxes.base import Command, CommandResult, Limits, PathError, Sandbox, SandboxDiedError
+from server.sandboxes.local import Host, open_sandbox
+from server.state import State
+from tasks.errors import SeaTrialError
+
+MAX_RUNNING = 16
+
+
+class CommandError(SeaTrialError):
+    """A command cannot be started or is not known; the text says what to do."""
+
+
+@dataclass
+class RunningCommand:
+    """A command of the agent, under way or over. ``fault`` says why it ended if not by itself."""
+
+    id: str
+    text: str
+    output: Output = field(default_factory=Output)
+    done: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    started_at: float = field(default_factory=time.time)
+    result: CommandResult | None = None
+    fault: str = ""
+
+
+class Workspace:
+    """The sandbox of one trial and what runs in it. ``ended`` is told of every command that is over."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Environment,
+        limits: Limits,
+        host: Host,
+        background: TaskGroup,
+        ended: Callable[[RunningCommand], None],
+    ) -> None:
+        self.upper, self._work = folder / "upper", folder / "work"
+        self._name = folder.name
+        self._environment, self._limits, self._host = environment, limits, host
+        self._background, self._ended = background, ended
+        self._opening = anyio.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._sandbox: Sandbox | None = None
+        self.commands: dict[str, RunningCommand] = {}
+        self.next_command = 1
+
+    async def sandbox(self) -> Sandbox:
+        """Return the sandbox, alive; opened again on the same files if it was suspended or died.
+
+        Raises:
+            SandboxRefusedError: this machine does not let us isolate.
+        """
+        if self._sandbox is not None and not self._sandbox.dead:
+            return self._sandbox
+        async with self._opening:
+            if self._sandbox is not None and not self._sandbox.dead:
+                return self._sandbox
+            await self._close()
+            async with AsyncExitStack() as stack:
+                machine = self._environment.machine(self.upper, self._work, self._limits)
+                sandbox = await stack.enter_async_context(open_sandbox(machine, self._host, self._background, self._name))
+                self._stack = stack.pop_all()
+            self._sandbox = sandbox
+            return sandbox
+
+    async def suspend(self) -> None:
+        """End every process; the files stay. When this returns nothing writes to them any more."""
+        for command in self.commands.values():
+            if not command.done.is_set() and not command.fault:
+                command.fault = "the workspace was stopped"
+        async with self._opening:
+            await self._close()
+
+    async def _close(self) -> None:
+        stack, self._stack, self._sandbox = self._stack, None, None
+        if stack is not None:
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
+
+    @property
+    def enforced(self) -> Mapping[str, str]:
+        """What holds in the sandbox as it is now; empty while it is suspended."""
+        return self._sandbox.enforced if self._sandbox is not None else {}
+
+    async def start(self, text: str, cwd: str, timeout_s: float) -> RunningCommand:
+        """Start a shell command; it goes on after this returns.
+
+        Raises:
+            CommandError: too many run already.
+        """
+        running = sum(not command.done.is_set() for command in self.commands.values())
+        if running >= MAX_RUNNING:
+            raise CommandError(f"{running} commands run already. Stop one with stop_command, or wait with command_output.")
+        sandbox = await self.sandbox()
+        command = RunningCommand(f"c{self.next_command}", text)
+        self.next_command += 1
+        self.commands[command.id] = command
+        self._background.start_soon(self._run, sandbox, command, cwd, timeout_s)
+        return command
+
+    async def _run(self, sandbox: Sandbox, command: RunningCommand, cwd: str, timeout_s: float) -> None:
+        shell = Command([SHELL, "-c", command.text], AGENT_ENV, cwd=cwd, timeout_s=timeout_s)
+        try:
+            with command.scope:
+                command.result = await sandbox.run(shell, command.output.add)
+        except SandboxDiedError as error:
+            command.fault = command.fault or error.reason
+        except PathError as error:
+            command.fault = str(error)
+        finally:
+            if command.result is None and not command.fault:
+                command.fault = "stopped"
+            command.done.set()
+            self._ended(command)
+
+    async def stop(self, command: RunningCommand) -> None:
+        """End a command with its descendants; returns when they are gone."""
+        if not command.done.is_set():
+            command.fault = "stopped by stop_command"
+            command.scope.cancel()
+            await command.done.wait()
+
+
+def make_folder(state: State, name: str) -> Path:
+    """Create and return the empty folder of a workspace."""
+    folder = state.make("workspaces", name)
+    state.make("workspaces", name, "upper")
+    state.make("workspaces", name, "work")
+    return folder
