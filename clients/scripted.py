@@ -28,7 +28,7 @@ _POLL_S = 0.3
 _SAVE_CHARACTERS = 200_000
 _COMMAND_CHARACTERS = 30_000
 _WORKSPACE = re.compile(r"^workspace_id: ([0-9a-f]{32})\s*$", re.MULTILINE)
-_COMMAND_ID = re.compile(r"command_id: (\S+)")
+_RUNNING = re.compile(r"^running: (\S+)", re.MULTILINE)
 
 
 class AgentError(SeaTrialError):
@@ -148,7 +148,7 @@ class Agent:
         """
         done = "seatrial-ok-42"
         text = await self.call("run_command", workspace_id=self.workspace, command=f"({command}) && echo seatrial-ok-$((6*7))")
-        while done not in text and (found := _COMMAND_ID.search(text)) and "running" in text:
+        while done not in text and (found := _RUNNING.search(text)):
             text = await self.call("command_output", workspace_id=self.workspace, command_id=found[1])
         if done not in text:
             raise AgentError(f"A command of the oracle failed: {command[:200]!r} was answered: {text[-1000:]}")

@@ -166,6 +166,10 @@ class Trials:
         trial.workspace = workspace
         self._background.start_soon(self._guarded, self._expire, trial)
 
+    def known(self, workspace_id: str) -> Trial | None:
+        """Return the trial if this process has met it."""
+        return self._trials.get(workspace_id)
+
     async def find(self, workspace_id: str) -> Trial:
         """Return the trial of a workspace id, taking it up again if an earlier server process left it.
 

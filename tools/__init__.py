@@ -1,0 +1,1 @@
+"""What agents are offered: typed functions, in the order of the contract. Their docstrings are what the agent reads."""

@@ -1,0 +1,130 @@
+"""Commands in the workspace: run_command, command_output, stop_command."""
+
+import posixpath
+import time
+from typing import Annotated
+
+import anyio
+from pydantic import Field
+
+from server.builds import SHELL
+from server.sandboxes.base import WORKDIR, PathError
+from server.trial import Trial
+from server.workspaces import CommandError, RunningCommand, Workspace
+from tools.context import LIMIT, TrialContext, escaped, head_of, tail_of, trials_of
+from tools.workspace import Wait, WorkspaceId
+
+CommandId = Annotated[str, Field(description="As run_command answered.", max_length=50)]
+
+_HEAD_SHARE = 0.35
+_READ = 64 << 10
+_COMMAND_BYTES = 120_000
+
+
+async def run_command(
+    ctx: TrialContext,
+    workspace_id: WorkspaceId,
+    command: Annotated[str, Field(description="Shell text.")],
+    cwd: Annotated[str, Field(description="Folder to run in; empty for /workspace.")] = "",
+    timeout_s: Annotated[float, Field(gt=0, le=3600, description="Seconds after which it is killed.")] = 600,
+    wait_s: Wait = 45,
+) -> str:
+    """Run a command in a fresh bash in the workspace (cd and export do not last). If it is not over after wait_s seconds it goes
+    on: the answer says `running` and a command_id for command_output. A failing command is an answer: read its exit code.
+    Redirect the output of background processes to a file. There is no network."""
+    trial, workspace = await trials_of(ctx).workspace(workspace_id)
+    if "\0" in command or len(command.encode(errors="replace")) > _COMMAND_BYTES:
+        raise CommandError(f"A command has at most {_COMMAND_BYTES:,} bytes and no NUL. Save a script with save_file and run it.")
+    if not command.strip():
+        raise CommandError("The command is empty.")
+    if trial.record.deadline_at:
+        timeout_s = min(timeout_s, max(1.0, trial.record.deadline_at - time.time()))
+    running = await workspace.start(command, _folder(cwd), timeout_s)
+    return await _shown(trial, running, wait_s)
+
+
+def _folder(cwd: str) -> str:
+    if "\0" in cwd or len(cwd) > 4096:
+        raise PathError("A folder has at most 4,096 characters and no NUL.")
+    return posixpath.join(WORKDIR, cwd.strip())
+
+
+async def command_output(
+    ctx: TrialContext,
+    workspace_id: WorkspaceId,
+    command_id: CommandId,
+    start: Annotated[int, Field(ge=0, description="Byte offset to show from; 0 for the usual summary.")] = 0,
+    wait_s: Wait = 45,
+) -> str:
+    """Wait for a command's end, or page through its output with start."""
+    trial, workspace = await trials_of(ctx).workspace(workspace_id)
+    running = _command(trial, workspace, command_id)
+    if start:
+        return _page(running, start)
+    return await _shown(trial, running, wait_s)
+
+
+async def stop_command(ctx: TrialContext, workspace_id: WorkspaceId, command_id: CommandId) -> str:
+    """Kill a running command with its descendants, and orphans that no other running command owns."""
+    trial, workspace = await trials_of(ctx).workspace(workspace_id)
+    running = _command(trial, workspace, command_id)
+    if running.done.is_set():
+        return f"{command_id} was over already.\n{_summary(running)}"
+    await workspace.stop(running)
+    return _summary(running)
+
+
+def _command(trial: Trial, workspace: Workspace, command_id: str) -> RunningCommand:
+    return workspace.commands.get(command_id) or trial.log.command(command_id)
+
+
+async def _shown(trial: Trial, running: RunningCommand, wait_s: float) -> str:
+    with anyio.move_on_after(wait_s):
+        await running.done.wait()
+    if not running.done.is_set():
+        trial.log.command_runs_on(running)
+    return _summary(running)
+
+
+def _summary(running: RunningCommand) -> str:
+    """Return how the command stands and what it printed: all of it, or beginning and end."""
+    head = _state(running) + "\n"
+    total = running.output.total
+    room = LIMIT - escaped(head) - 200
+    first = running.output.page(0, _READ)
+    if total <= _READ and len(first.data) == total:
+        text = first.data.decode(errors="replace")
+        if escaped(text) <= room:
+            return head + (text if text else "(no output)")
+    beginning = head_of(first.data.decode(errors="replace"), int(room * _HEAD_SHARE))
+    last = running.output.page(max(0, total - _READ), _READ)
+    end = tail_of(last.data.decode(errors="replace"), room - escaped(beginning))
+    went = len(beginning.encode(errors="replace"))
+    left = max(0, total - went - len(end.encode(errors="replace")))
+    more = f'command_output(command_id="{running.id}", start={went}) shows them' if went < total else ""
+    return f"{head}{beginning}\n[... {left:,} bytes left out; {more} ...]\n{end}"
+
+
+def _state(running: RunningCommand) -> str:
+    if not running.done.is_set():
+        so_far = time.time() - running.started_at
+        return f'running: {running.id} ({so_far:.0f} s so far). command_output(command_id="{running.id}") waits for its end.'
+    if running.result is None:
+        return f"{running.id} was killed: {running.fault}. Files in /workspace are kept."
+    result = running.result
+    if result.timed_out:
+        return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.0f} s."
+    shell = "" if SHELL.endswith("bash") else f", {SHELL}"
+    signal = f" (killed by signal {-result.exit_code})" if result.exit_code < 0 else ""
+    return f"exit code {result.exit_code}{signal} ({running.id}, {result.duration_s:.1f} s{shell})"
+
+
+def _page(running: RunningCommand, start: int) -> str:
+    page = running.output.page(start, _READ)
+    if page.start >= page.total and running.done.is_set():
+        return f"{_state(running)}\nIts output has {page.total:,} bytes; there is nothing from {start:,} on."
+    text = head_of(page.data.decode(errors="replace"), LIMIT - 500)
+    end = page.start + min(len(text.encode(errors="replace")), len(page.data))
+    missing = f"[bytes {start:,} to {page.start:,} were not kept: redirect long output to a file]\n" if page.start > start else ""
+    more = f"\n[bytes {page.start:,}-{end:,} of {page.total:,}; start={end} shows more]" if end < page.total else ""
+    return f"{_state(running)}\n{missing}{text}{more}"
