@@ -87,7 +87,7 @@ class TrialRun:
     answer: str = ""
     error: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds per phase: start, open, work, submit, and total."""
+    """Seconds per phase: start, open, work, verify, and total."""
 
 
 Report = Callable[[str], None]
@@ -217,7 +217,7 @@ async def _play(plan: TrialPlan, client: Client, course: _Course) -> str:
         with phase(timings, "work"):
             await SCRIPTS[plan.agent](agent, plan.changes)
         report("verifying")
-        with phase(timings, "submit"):
+        with phase(timings, "verify"):
             return await agent.submit()
 
 

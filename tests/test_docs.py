@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,11 @@ def examples() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("command", "expected"), examples(), ids=[command for command, _ in examples()])
-def test_an_example_runs(command: str, expected: list[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="seatrial-docs-") as home:
-        Path(home).chmod(0o711)  # as root, the sandboxes' user must be able to reach the state folder
-        environment = inherited_environment()
-        environment |= {"PATH": f"{BIN}:{environment['PATH']}", "HOME": home, "SEATRIAL_STATE": f"{home}/state"}
+def test_an_example_runs(command: str, expected: list[str], state_folder: Path) -> None:
+    environment = inherited_environment()
+    environment |= {"PATH": f"{BIN}:{environment['PATH']}", "HOME": str(state_folder), "SEATRIAL_STATE": f"{state_folder}/state"}
 
-        ran = subprocess.run(["sh", "-c", command], env=environment, cwd=home, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(["sh", "-c", command], env=environment, cwd=state_folder, capture_output=True, text=True, timeout=120)
 
     assert ran.returncode == 0, ran.stderr
     assert [line for line in expected if line not in ran.stdout.splitlines()] == []

@@ -15,7 +15,7 @@ from clients.runs import Score, Work, plans, run_trials, scores
 from clients.scripted import SCRIPTS, Launch, TrialPlan
 from server.cli.builds import Built, build_all, chosen
 from server.cli.display import Board, open_board, shown_reward, write_json, write_line, write_table
-from server.environments import gold_change
+from server.gold import gold_change
 from server.settings import Settings, inherited_environment
 from server.state import open_state
 from server.store import open_store
@@ -23,7 +23,7 @@ from tasks.catalog import load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import Task
 
-PHASES = ("start", "open", "work", "submit", "total")
+PHASES = ("start", "open", "work", "verify", "total")
 
 
 class RunError(SeaTrialError):

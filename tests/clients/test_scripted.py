@@ -39,7 +39,7 @@ async def test_nop_opens_and_submits(tmp_path: Path) -> None:
 
     assert (run.error, run.answer) == ("", "resolved\nwell done")
     assert run.trial == trial_id_of(WORKSPACE)
-    assert list(run.timings) == ["start", "open", "work", "submit", "total"]
+    assert list(run.timings) == ["start", "open", "work", "verify", "total"]
     assert os.listdir(tmp_path) == ["options"]
 
 

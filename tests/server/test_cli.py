@@ -4,8 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -22,10 +21,8 @@ HEAVY = ("typer", "rich", "sqlalchemy", "git", "unearth", "pip")
 
 
 @pytest.fixture
-def environment() -> Generator[dict[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="seatrial-cli-") as folder:
-        Path(folder).chmod(0o711)  # as root, the sandboxes' user must be able to reach the state folder
-        yield inherited_environment() | {"SEATRIAL_STATE": f"{folder}/state"}
+def environment(state_folder: Path) -> dict[str, str]:
+    return inherited_environment() | {"SEATRIAL_STATE": str(state_folder / "state")}
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""What solves a task, as data for the oracle: the difference between the snapshot and the ground truth, without tests."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from server.layers import Lower, files_below
+from server.patches import LEFT_OUT, content_before
+from server.snapshots import find_snapshot, find_truth
+from server.state import State
+from tasks.errors import SeaTrialError
+from tasks.model import Task
+
+
+class NotBuiltError(SeaTrialError):
+    """The trees of a task are not here yet."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"The trees of {task_id} are not here. Run: seatrial tasks build {task_id}")
+
+
+@dataclass(frozen=True)
+class GoldChange:
+    """One path to be made so. ``data`` None and no ``link`` deletes it."""
+
+    path: str
+    data: bytes | None = None
+    executable: bool = False
+    link: str | None = None
+
+
+def gold_change(task: Task, state: State) -> tuple[GoldChange, ...]:
+    """Return the change that solves ``task``, sorted by path; what its verifier replaces anyway is left out.
+
+    Raises:
+        NotBuiltError: `build_environment` has not been here before.
+    """
+    snapshot = find_snapshot(task.facts.snapshot, task.folder, state)
+    truth = find_truth(task.facts.solution, task.folder, state)
+    if snapshot is None or truth is None:
+        raise NotBuiltError(task.id)
+    before, after = _files(snapshot.tree, task), _files(truth, task)
+    changes = [GoldChange(path) for path in before.keys() - after.keys()]
+    for path, now in after.items():
+        change = _wanted(path, now)
+        if path not in before or change != _wanted(path, before[path]):
+            changes.append(change)
+    return tuple(sorted(changes, key=lambda change: change.path))
+
+
+def _files(tree: Path, task: Task) -> dict[str, Lower]:
+    facts = task.facts.verifier
+    hidden = (*facts.test_paths, *facts.protected)
+    every = files_below((tree,), "", LEFT_OUT)
+    return {path: file for path, file in every if not any(PurePosixPath(path).is_relative_to(one) for one in hidden)}
+
+
+def _wanted(path: str, file: Lower) -> GoldChange:
+    if file.path.is_symlink():
+        return GoldChange(path, link=str(file.path.readlink()))
+    return GoldChange(path, content_before(file), bool(file.status.st_mode & 0o100))
