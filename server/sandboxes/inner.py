@@ -20,6 +20,7 @@ LIST_FOLDER = 20_000
 _O_PATH = 0o10000000
 _RESOLVE = 0x08 | 0x02  # BENEATH, NO_MAGICLINKS
 _OPENAT2 = 437
+_F_SETPIPE_SZ = 1031
 _RLIMITS = {"nproc": 6, "nofile": 7, "core": 4, "fsize": 1}
 _libc = _ctypes.dlopen(None, posix.RTLD_NOW)
 
@@ -64,7 +65,8 @@ def start(number, payload):
     theirs, ours = [], []
     read_in, write_in = posix.pipe()
     for _ in range(3 if channel == b"1" else 2):
-        reading, writing = posix.pipe()
+        reading, writing = ordered_pipe()
+        poll.register(reading, select.EPOLLIN | select.EPOLLET)  # before anything is written: the order counts
         ours.append(reading)
         theirs.append(writing)
     try:
@@ -97,12 +99,22 @@ def start(number, payload):
     posix.close(write_in)
     pipes = {}
     for kind, fd in zip((b"o", b"e", b"c"), ours, strict=False):
-        posix.set_blocking(fd, False)
-        poll.register(fd, select.EPOLLIN)
         pipes[fd] = kind
         owner_of[fd] = (kind, number)
     running[pid] = Running(number, pid, pipes)
     sessions.add(pid)
+
+
+def ordered_pipe():
+    """Make a pipe that holds one write (4 KiB at most) at a time.
+
+    Two such pipes, watched edge-triggered, come up in the order in which they were written to: the next write to either
+    waits until we have read the last one. So stdout and stderr can be told apart and still be put in order.
+    """
+    reading, writing = posix.pipe2(posix.O_CLOEXEC | posix.O_DIRECT)
+    call("fcntl", reading, _F_SETPIPE_SZ, 4096)
+    posix.set_blocking(reading, False)
+    return reading, writing
 
 
 def pump(fd):
@@ -141,8 +153,15 @@ def reap():
 
 
 def finish(command, code):
+    """Pass on what the command wrote before its end, still in order, then report the end."""
+    for _ in range(64):
+        events = [fd for fd, _ in poll.poll(0) if fd in owner_of]
+        for fd in events:
+            pump(fd)
+        if not any(fd in command.pipes for fd in events):
+            break
     for fd in command.pipes:
-        for _ in range(4):  # what the process wrote before its end is in the pipe by now, 64 KiB at most
+        for _ in range(16):
             if fd not in owner_of or not pump(fd):
                 break
         if owner_of.pop(fd, None):
@@ -432,6 +451,7 @@ def main():
     poll.register(wake, select.EPOLLIN)
     send(b"r", 0)
     while True:
+        ended = False
         for fd, _ in poll.poll():
             if fd == 0:
                 size = int.from_bytes(read_exactly(4), "big")
@@ -442,9 +462,11 @@ def main():
                     posix.read(wake, 4096)
                 except BlockingIOError:
                     pass
-                reap()
+                ended = True  # but first what the others wrote
             elif fd in owner_of or fd in late:
                 pump(fd)
+        if ended:
+            reap()
 
 
 running = {}
