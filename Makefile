@@ -10,8 +10,7 @@ NAMES := python3.13 python3.12 python3.11 python3 python3.14
 PYTHON ?= $(shell for code in 'import ensurepip, venv; $(MODERN)' '$(MODERN)'; do for name in $(NAMES); do \
 	"$$name" -c "$$code" 2>/dev/null && command -v "$$name" && exit; done; done)
 
-# setuptools warns of every editable installation, whatever its mode.
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: demo test bench clean
 

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -114,13 +114,16 @@ async def _record(
         trial.log.call(name, shown, answer.replace(workspace_id, "<workspace_id>"), ok=ok, duration_s=duration_s)
 
 
-def build_server(settings: Settings) -> SeaTrialServer:
-    """Return a server that is ready to run; nothing is started yet."""
+def build_server(settings: Settings, on_closed: Callable[[], None] = lambda: None) -> SeaTrialServer:
+    """Return a server that is ready to run; nothing is started yet. ``on_closed`` is called when it has stopped everything."""
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Trials]) -> AsyncGenerator[Trials]:
-        async with open_trials(settings) as trials:
-            yield trials
+        try:
+            async with open_trials(settings) as trials:
+                yield trials
+        finally:
+            on_closed()
 
     server = SeaTrialServer(
         "seatrial", version=version("seatrial"), instructions=INSTRUCTIONS, lifespan=lifespan, log_level="WARNING"
@@ -176,8 +179,13 @@ async def serve(settings: Settings) -> None:
 
     SIGTERM and SIGINT end the process with 128 + their number: the SDK's reader thread would keep it alive.
     """
-    server = build_server(settings)
     received = 0
+
+    def leave() -> None:
+        if received:
+            os._exit(128 + received)
+
+    server = build_server(settings, leave)
 
     async def end_on_signal(scope: anyio.CancelScope) -> None:
         nonlocal received
@@ -191,5 +199,4 @@ async def serve(settings: Settings) -> None:
         group.start_soon(end_on_signal, group.cancel_scope)
         await server.run_stdio_async()
         group.cancel_scope.cancel()
-    if received:
-        os._exit(128 + received)
+    leave()

@@ -1,6 +1,8 @@
 """What this machine gives to every local sandbox, prepared once per process and staged in the state folder."""
 
 import hashlib
+import py_compile
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 from server.sandboxes.bubblewrap import stage_bwrap
@@ -18,14 +20,18 @@ def prepare_host(settings: Settings, state: State) -> Host:
     """
     etc = dict(etc_files())
     source = INNER.read_bytes()
-    digest = hashlib.sha256(repr(sorted(etc.items())).encode() + source).hexdigest()
+    digest = hashlib.sha256(repr(sorted(etc.items())).encode() + source + MAGIC_NUMBER).hexdigest()
 
     def fill(folder: Path) -> None:
         for name, content in etc.items():
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o444)
         (folder / "inner.py").write_bytes(source)
-        (folder / "inner.py").chmod(0o444)
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        compiled = str(folder / "inner.pyc")
+        py_compile.compile(str(folder / "inner.py"), compiled, "/.inner.py", doraise=True, invalidation_mode=unchecked)
+        for name in ("inner.py", "inner.pyc"):
+            (folder / name).chmod(0o444)
         state.own_tree(folder)
 
     state.make("host")
@@ -34,4 +40,12 @@ def prepare_host(settings: Settings, state: State) -> Host:
     for name in etc:
         view += ["--ro-bind", str(staged / name), f"/etc/{name}"]
     view += etc_options()
-    return Host(stage_bwrap(settings, state), view, staged / "inner.py", state.uid, state.gid, settings.host_reserve_bytes)
+    return Host(
+        bwrap=stage_bwrap(settings, state),
+        view=view,
+        inner=staged / "inner.py",
+        compiled=staged / "inner.pyc",
+        uid=state.uid,
+        gid=state.gid,
+        reserve_bytes=settings.host_reserve_bytes,
+    )

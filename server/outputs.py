@@ -57,15 +57,21 @@ class Output:
         offset = len(self._tail) - (self.total - start)
         return Page(bytes(self._tail[offset : offset + size]), start, self.total)
 
-    def record(self) -> tuple[bytes, list[list[int]]]:
-        """Return what to keep: the head, and its pieces as [stream, bytes] (stream 0: no longer told apart)."""
-        return bytes(self._head), self._runs
+    @property
+    def lost(self) -> tuple[int, int]:
+        """From where to where nothing was kept; twice the same where all was."""
+        return len(self._head), max(len(self._head), self.total - len(self._tail))
+
+    def record(self) -> tuple[bytes, bytes, list[list[int]]]:
+        """Return what to keep: head, tail, and the head's pieces as [stream, bytes] (stream 0: no longer told apart)."""
+        return bytes(self._head), bytes(self._tail), self._runs
 
     @classmethod
-    def restored(cls, head: bytes, total: int, runs: Iterable[Iterable[int]] = ()) -> "Output":
-        """Return an output from its record; what was beyond the head is gone."""
+    def restored(cls, head: bytes, tail: bytes, total: int, runs: Iterable[Iterable[int]] = ()) -> "Output":
+        """Return an output from its record."""
         output = cls()
         output._head += head
+        output._tail += tail
         output._runs = [list(run) for run in runs]
         output.total = total
         return output

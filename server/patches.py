@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from server.blobs import Blobs
@@ -19,7 +19,9 @@ from server.layers import (
     lookup,
     make_whiteout,
     merged,
+    names,
 )
+from server.state import opened, remove_tree
 from tasks.errors import SeaTrialError
 
 LEFT_OUT = frozenset({".git", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"})
@@ -114,54 +116,39 @@ def read_patch(upper: Path, lowers: Sequence[Path], blobs: Blobs) -> Patch:
 
 def find_changes(upper: Path, lowers: Sequence[Path], drop: Callable[[str], None] = lambda _: None) -> Iterator[Found]:
     """Yield what differs from the lower layers, by content, kind and executable bit; touching a file is no change."""
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield from _walk(fd, merged(lowers), "", drop, 0)
-    finally:
-        os.close(fd)
+    with opened(upper, os.O_DIRECTORY) as folder:
+        yield from _walk(folder, merged(lowers), "", drop, opaque=False)
 
 
-def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str], None], depth: int) -> Iterator[Found]:
-    if depth > MAX_DEPTH:
+def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str], None], *, opaque: bool) -> Iterator[Found]:
+    if prefix.count("/") > MAX_DEPTH:
         raise PatchError(f"The folders at {prefix[:200]!r} are nested deeper than {MAX_DEPTH}. Remove them.")
+    opaque = opaque or is_opaque(folder)  # nothing of the lower layers shows below an opaque folder, at any depth
     present = sorted(name for name in os.listdir(folder) if not _left_out(name))
     for name in present:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             before = lookup(lowers, name)
             if stat.S_ISDIR(status.st_mode):
-                yield from _folder(folder, name, before, prefix, drop, depth)
+                yield from _folder(folder, name, before, prefix, drop, opaque=opaque)
             else:
                 yield from _entry(folder, name, status, before, prefix, drop)
         except FileNotFoundError:
             continue  # a live workspace: it went away while we looked
-    if is_opaque(folder):
+    if opaque:
         for path, lower in files_below(lowers, prefix, LEFT_OUT):
             if path[len(prefix) :].split("/")[0] not in present and not _left_out(path):
                 yield _deleted(path, lower)
 
 
 def _folder(
-    folder: int, name: str, before: Lower | None, prefix: str, drop: Callable[[str], None], depth: int
+    folder: int, name: str, before: Lower | None, prefix: str, drop: Callable[[str], None], *, opaque: bool
 ) -> Iterator[Found]:
     if before is not None and not before.is_folder:
         yield _deleted(prefix + name, before)
         before = None
-    below = _enter(folder, name)
-    try:
-        yield from _walk(below, before.folders if before else (), f"{prefix}{name}/", drop, depth + 1)
-    finally:
-        os.close(below)
-
-
-def _enter(folder: int, name: str) -> int:
-    """Open a sub-folder, giving ourselves the right to if its owner took it away."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=folder)
-    except PermissionError:
-        os.chmod(name, 0o700, dir_fd=folder)
-        return os.open(name, flags, dir_fd=folder)
+    with opened(name, os.O_DIRECTORY, folder) as below:
+        yield from _walk(below, before.folders if before else (), f"{prefix}{name}/", drop, opaque=opaque)
 
 
 def _entry(
@@ -192,13 +179,7 @@ def _entry(
 
 
 def _read_regular(folder: int, name: str) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, dir_fd=folder)
-    except PermissionError:
-        os.chmod(name, 0o600, dir_fd=folder)
-        fd = os.open(name, flags, dir_fd=folder)
-    with os.fdopen(fd, "rb") as file:
+    with opened(name, os.O_NONBLOCK, folder) as fd, open(fd, "rb", closefd=False) as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise FileNotFoundError(name)
         return file.read(MAX_FILE_BYTES + 1)
@@ -236,6 +217,20 @@ def write_layer(patch: Patch, blobs: Blobs, lowers: Sequence[Path], target: Path
     for change in patch.changes:
         if change.kind == "deleted":
             hide(target, change.path, lowers)
+    _hide_empty(target, [change.path for change in patch.changes if change.kind == "deleted"], lowers)
+
+
+def _hide_empty(target: Path, deleted: Sequence[str], lowers: Sequence[Path]) -> None:
+    """Hide the folders in which nothing is left: a patch knows no empty folders, and Python would take one for a package."""
+    emptied = {parent for path in deleted for parent in PurePosixPath(path).parents[:-1]}
+    for folder in sorted(emptied, key=lambda one: len(one.parts), reverse=True):
+        folders: Sequence[Path] = (target, *merged(lowers))
+        for part in folder.parts:
+            found = lookup(folders, part)
+            folders = found.folders if found is not None else ()
+        if folders and not names(folders):
+            remove_tree(target / folder)
+            make_whiteout(target / folder)
 
 
 def put_file(target: Path, path: str, data: bytes, *, link: bool, executable: bool) -> None:

@@ -9,10 +9,9 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,25 +156,77 @@ def open_state(settings: Settings) -> State:
     return state
 
 
+@contextmanager
+def opened(name: str | Path, flags: int, parent: int | None = None) -> Generator[int]:
+    """Open a file or folder for reading, if need be with rights that its owner took away; they are as before afterwards.
+
+    No symlink is followed, not even one that takes the place of ``name`` meanwhile.
+    """
+    flags |= os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with ExitStack() as stack:
+        try:
+            fd = os.open(name, flags, dir_fd=parent)
+        except PermissionError:
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            stack.callback(os.close, handle)
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISLNK(mode):
+                raise FileNotFoundError(name) from None
+            place = Path(f"/proc/self/fd/{handle}")
+            place.chmod(stat.S_IMODE(mode) | 0o700)
+            stack.callback(place.chmod, stat.S_IMODE(mode))
+            fd = os.open(name, flags, dir_fd=parent)
+        stack.callback(os.close, fd)
+        yield fd
+
+
 def remove_tree(top: Path) -> None:
     """Remove ``top`` whatever modes its folders have; symlinks are removed, never followed. A missing ``top`` is fine."""
-    if top.is_symlink() or top.is_file():
+    try:
+        status = top.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
         top.unlink()
         return
-    if not top.exists():
-        return
-    _open_up(top)
-    shutil.rmtree(top)
+    top.chmod(0o700)
+    folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _empty(folder)
+    finally:
+        os.close(folder)
+    top.rmdir()
 
 
-def _open_up(folder: Path) -> None:
-    mode = folder.lstat().st_mode
-    if stat.S_IMODE(mode) & 0o700 != 0o700:
-        folder.chmod(0o700)
+def _empty(top: int) -> None:
+    """Remove what is in a folder. What lies deeper is moved up first, so that no depth is too much."""
+    mark, moved = secrets.token_hex(8), 0
+    todo = _without_files(top)
+    while todo:
+        name = todo.pop()
+        folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        try:
+            for below in _without_files(folder):
+                moved += 1
+                os.rename(below, f".{mark}.{moved}", src_dir_fd=folder, dst_dir_fd=top)
+                todo.append(f".{mark}.{moved}")
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=top)
+
+
+def _without_files(folder: int) -> list[str]:
+    """Remove everything from a folder but the folders in it; return those, with our rights given back."""
+    folders = []
     with os.scandir(folder) as entries:
-        below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for name in below:
-        _open_up(folder / name)
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if is_folder:
+            os.chmod(name, 0o700, dir_fd=folder)
+            folders.append(name)
+        else:
+            os.unlink(name, dir_fd=folder)
+    return folders
 
 
 def _closed_to_others(path: Path) -> Iterator[Path]:

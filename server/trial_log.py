@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from server.services import Services
 
 _INLINE = 2_000
-_QUIET = frozenset({"open_workspace", "submit", "close_workspace"})
+_ACTING = frozenset({"save_file", "edit_file", "run_command"})
 
 
 class TrialLog:
@@ -31,13 +31,14 @@ class TrialLog:
 
     def command_ended(self, command: RunningCommand) -> None:
         """Record how a command ended and what it printed, stdout and stderr told apart by its pieces."""
-        head, pieces = command.output.record()
+        head, tail, pieces = command.output.record()
         code = command.result.exit_code if command.result is not None else None
         detail = {
             "exit_code": code,
             "fault": command.fault,
             "timed_out": command.result is not None and command.result.timed_out,
             "output": self._kept(head.decode("utf-8", "surrogateescape"), head),
+            "tail": self._kept(tail.decode("utf-8", "surrogateescape"), tail),
             "pieces": pieces,
             "total_bytes": command.output.total,
         }
@@ -79,9 +80,11 @@ class TrialLog:
         )
 
     def _restored(self, event: Event) -> RunningCommand:
-        kept = event.detail["output"]
-        head = kept.encode("utf-8", "surrogateescape") if isinstance(kept, str) else self._blobs.get(kept["blob"])
-        output = Output.restored(head, event.detail["total_bytes"], event.detail["pieces"])
+        head, tail = (
+            kept.encode("utf-8", "surrogateescape") if isinstance(kept, str) else self._blobs.get(kept["blob"])
+            for kept in (event.detail["output"], event.detail.get("tail", ""))
+        )
+        output = Output.restored(head, tail, event.detail["total_bytes"], event.detail["pieces"])
         command = RunningCommand(event.name, "", output, fault=event.detail["fault"])
         if (code := event.detail["exit_code"]) is not None:
             command.result = CommandResult(code, event.duration_s, timed_out=event.detail["timed_out"])
@@ -89,8 +92,8 @@ class TrialLog:
         return command
 
     def acted(self) -> bool:
-        """Say whether the agent did anything in its workspace."""
-        return any(event.kind == "call" and event.name not in _QUIET for event in self._store.events(self._trial))
+        """Say whether the agent ever tried to change anything: looking is not acting, nor is asking whether it may begin."""
+        return any(event.kind == "call" and event.name in _ACTING for event in self._store.events(self._trial))
 
 
 def _number(command_id: str) -> int:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import anyio
 from anyio import to_thread
@@ -49,6 +50,8 @@ class Trials:
         self.settings = settings
         self._background, self._stack = background, stack
         self._trials: dict[str, Trial] = {}
+        """By trial id, so that one that was recovered is found by its workspace id too."""
+        self._assigned: Trial | None = None
         self._finding = anyio.Lock()
         self._catalog: Catalog | None = None
         self._services: Services | None = None
@@ -90,11 +93,11 @@ class Trials:
         task = self.task(task_id)
         services = await self.services()
         async with self._finding:
-            if self.settings.assignment.task and self._trials:
-                return next(iter(self._trials.values()))
+            if self.settings.assignment.task and self._assigned is not None:
+                return self._assigned
             workspace_id = secrets.token_hex(16)
             trial = self._new(workspace_id, task, agent, services)
-            self._trials[workspace_id] = trial
+            self._trials[trial.id] = self._assigned = trial
         await self._prepare(trial, services)
         return trial
 
@@ -144,31 +147,36 @@ class Trials:
         except SeaTrialError as error:
             if not trial.over:
                 self._end(trial, None, state="error", error_class="build", error=str(error))
+        except Exception as error:
+            logger.exception("The environment of trial %s could not be built", trial.id)
+            if not trial.over:
+                self._end(trial, None, state="error", error_class="internal", error=repr(error)[:500])
 
     async def _make_ready(self, trial: Trial, environment: Environment, services: Services) -> None:
         started = time.monotonic()
-        folder = make_folder(services.state, trial.id)
-        limits = limits_of(trial.task)
-        trial.environment = environment
-        workspace = Workspace(folder, environment, limits, services.host, self._background, trial.log.command_ended)
-        workspace.next_command = trial.log.next_command()
-        if trial.record.state == "building":
-            try:
-                await workspace.sandbox()
-            except SeaTrialError as error:
-                self._end(trial, None, state="error", error_class="sandbox", error=str(error))
-                raise
-            trial.timings["open"] = round(time.monotonic() - started, 3)
-            now = time.time()
-            trial.record = services.store.update_trial(
-                trial.id, state="open", ready_at=now, deadline_at=now + trial.task.agent_timeout_s, timings=trial.timings
-            )
-        trial.workspace = workspace
+        async with trial.ending:
+            if trial.over:
+                return  # it was given up while its environment was being built
+            folder, limits = make_folder(services.state, trial.id), limits_of(trial.task)
+            workspace = Workspace(folder, environment, limits, services.host, self._background, trial.log.command_ended)
+            workspace.next_command = trial.log.next_command()
+            if trial.record.state == "building":
+                try:
+                    await workspace.sandbox()
+                except SeaTrialError as error:
+                    self._end(trial, None, state="error", error_class="sandbox", error=str(error))
+                    raise
+                trial.timings["open"] = round(time.monotonic() - started, 3)
+                now = time.time()
+                trial.record = services.store.update_trial(
+                    trial.id, state="open", ready_at=now, deadline_at=now + trial.task.agent_timeout_s, timings=trial.timings
+                )
+            trial.environment, trial.workspace = environment, workspace
         self._background.start_soon(self._guarded, self._expire, trial)
 
     def known(self, workspace_id: str) -> Trial | None:
         """Return the trial if this process has met it."""
-        return self._trials.get(workspace_id)
+        return self._trials.get(trial_id_of(workspace_id)) if _WORKSPACE_ID.fullmatch(workspace_id) else None
 
     async def find(self, workspace_id: str) -> Trial:
         """Return the trial of a workspace id, taking it up again if an earlier server process left it.
@@ -177,16 +185,16 @@ class Trials:
             UnknownWorkspaceError: there is none.
             HeldElsewhereError: a living process has it.
         """
-        if trial := self._trials.get(workspace_id):
+        if trial := self.known(workspace_id):
             return trial
         if not _WORKSPACE_ID.fullmatch(workspace_id):
             raise UnknownWorkspaceError(workspace_id)
         services = await self.services()
         async with self._finding:
-            if trial := self._trials.get(workspace_id):
+            if trial := self.known(workspace_id):
                 return trial
             trial = await self._take_up(trial_id_of(workspace_id), workspace_id, services)
-            self._trials[workspace_id] = trial
+            self._trials[trial.id] = trial
             return trial
 
     async def _take_up(self, trial_id: str, workspace_id: str, services: Services) -> Trial:
@@ -315,7 +323,8 @@ class Trials:
         trial.workspace = None
         self._release(trial)
         folder = services.state.shared / "workspaces" / trial.id
-        self._background.start_soon(self._guarded, to_thread.run_sync, remove_tree, folder)
+        removing = partial(to_thread.run_sync, remove_tree, folder, abandon_on_cancel=True)  # the next server would go on
+        self._background.start_soon(self._guarded, removing)
 
     def _release(self, trial: Trial) -> None:
         if trial.lock is not None:
@@ -334,10 +343,10 @@ class Trials:
         services = self._opened
         for record in services.store.trials(states=("open", "submitted")):
             late = record.state == "submitted" or time.time() > record.deadline_at > 0
-            if late and all(trial.id != record.id for trial in self._trials.values()):
-                with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one
-                    trial = await self._take_up(record.id, "", services)
-                    self._trials[f"recovered-{record.id}"] = trial
+            async with self._finding:
+                if late and record.id not in self._trials:
+                    with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one
+                        self._trials[record.id] = await self._take_up(record.id, "", services)
         await to_thread.run_sync(services.reap)
 
     async def suspend_all(self) -> None:

@@ -1,5 +1,7 @@
 """One workspace: its sandbox, opened when it is needed and again after it died, and the commands that run in it."""
 
+import logging
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -17,7 +19,12 @@ from server.sandboxes.local import Host, open_sandbox
 from server.state import State
 from tasks.errors import SeaTrialError
 
+logger = logging.getLogger(__name__)
+
 MAX_RUNNING = 16
+
+REMEMBERED = 8
+"""Commands that are over and whose output stays in memory; that of older ones is read back from the record."""
 
 
 class CommandError(SeaTrialError):
@@ -26,7 +33,10 @@ class CommandError(SeaTrialError):
 
 @dataclass
 class RunningCommand:
-    """A command of the agent, under way or over. ``fault`` says why it ended if not by itself."""
+    """A command of the agent, under way or over.
+
+    ``fault`` says why it ended if not by itself, ``refused`` why it was not even started.
+    """
 
     id: str
     text: str
@@ -36,6 +46,7 @@ class RunningCommand:
     started_at: float = field(default_factory=time.time)
     result: CommandResult | None = None
     fault: str = ""
+    refused: str = ""
 
 
 class Workspace:
@@ -55,6 +66,8 @@ class Workspace:
         self._environment, self._limits, self._host = environment, limits, host
         self._background, self._ended = background, ended
         self._opening = anyio.Lock()
+        self.editing = anyio.Lock()
+        """Held from reading a file to writing it back."""
         self._stack: AsyncExitStack | None = None
         self._sandbox: Sandbox | None = None
         self.commands: dict[str, RunningCommand] = {}
@@ -92,6 +105,13 @@ class Workspace:
         if stack is not None:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Give ourselves the right to enter the workspace's folder, if a command took it away: nothing could be mounted on it."""
+        mode = stat.S_IMODE(self.upper.stat().st_mode)
+        if mode & 0o700 != 0o700:
+            self.upper.chmod(mode | 0o700)
 
     @property
     def enforced(self) -> Mapping[str, str]:
@@ -111,8 +131,14 @@ class Workspace:
         command = RunningCommand(f"c{self.next_command}", text)
         self.next_command += 1
         self.commands[command.id] = command
+        self._forget()
         self._background.start_soon(self._run, sandbox, command, cwd, timeout_s)
         return command
+
+    def _forget(self) -> None:
+        over = [command.id for command in self.commands.values() if command.done.is_set()]
+        for command_id in over[:-REMEMBERED]:
+            del self.commands[command_id]
 
     async def _run(self, sandbox: Sandbox, command: RunningCommand, cwd: str, timeout_s: float) -> None:
         shell = Command([SHELL, "-c", command.text], AGENT_ENV, cwd=cwd, timeout_s=timeout_s)
@@ -122,12 +148,18 @@ class Workspace:
         except SandboxDiedError as error:
             command.fault = command.fault or error.reason
         except PathError as error:
-            command.fault = str(error)
+            command.fault = command.refused = str(error)
+        except Exception:
+            logger.exception("Running a command failed")
+            command.fault = "a fault of the server's; run it again"
         finally:
             if command.result is None and not command.fault:
                 command.fault = "stopped"
+            try:
+                self._ended(command)
+            except Exception:
+                logger.exception("The end of a command could not be recorded")
             command.done.set()
-            self._ended(command)
 
     async def stop(self, command: RunningCommand) -> None:
         """End a command with its descendants; returns when they are gone."""

@@ -14,6 +14,8 @@ MODULES = sorted(
     path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if not path.is_relative_to(ROOT / "tasks/bundled")
 )
 MAX_LINES = 400
+WHOLE = {"server/sandboxes/inner.py"}
+"""One file on purpose: it is mounted into sandboxes, where nothing else can be imported."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_a_linter_finds_nothing(command: list[str]) -> None:
 def test_modules_are_small_enough_to_read() -> None:
     lines = {str(module.relative_to(ROOT)): len(module.read_text().splitlines()) for module in MODULES}
 
-    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES and name not in WHOLE} == {}
 
 
 def test_the_environment_is_read_in_one_module() -> None:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tasks.errors import SeaTrialError
 from tasks.model import Task
-from tools.context import TrialContext, bounded, escaped, trials_of
+from tools.context import LIMIT, TrialContext, escaped, head_of, trials_of
 
 WORKFLOW = (
     "Workflow: get_task to read a task, open_workspace to start (it answers a workspace_id for all other tools);\n"
@@ -50,9 +50,17 @@ def _line(task: Task) -> str:
     return f"{task.id}: {task.title[:200]} ({task.language}, {task.difficulty})"
 
 
-async def get_task(ctx: TrialContext, task_id: Annotated[str, Field(description="An id from list_tasks.")]) -> str:
+async def get_task(
+    ctx: TrialContext,
+    task_id: Annotated[str, Field(description="An id from list_tasks.")],
+    start: Annotated[int, Field(ge=0, description="Character to go on from.")] = 0,
+) -> str:
     """Read a task: the full instruction, limits, and what is allowed."""
-    return bounded(described(trials_of(ctx).task(task_id)), "The whole instruction is TASK.md's: see the resource.")
+    text = described(trials_of(ctx).task(task_id))[start:]
+    shown = head_of(text, LIMIT - 100)
+    if len(shown) == len(text):
+        return shown
+    return f"{shown}\n[{len(text) - len(shown):,} more characters: get_task(start={start + len(shown)}) shows them]"
 
 
 def described(task: Task) -> str:

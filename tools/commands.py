@@ -8,10 +8,21 @@ import anyio
 from pydantic import Field
 
 from server.builds import SHELL
-from server.sandboxes.base import WORKDIR, PathError
+from server.sandboxes.base import WORKDIR
 from server.trial import Trial
 from server.workspaces import CommandError, RunningCommand, Workspace
-from tools.context import LIMIT, TrialContext, escaped, head_of, tail_of, trials_of
+from tools.context import (
+    LIMIT,
+    TrialContext,
+    bytes_of,
+    check_path,
+    escaped,
+    exact_text,
+    head_of,
+    shown_text,
+    tail_of,
+    trials_of,
+)
 from tools.workspace import Wait, WorkspaceId
 
 CommandId = Annotated[str, Field(description="As run_command answered.", max_length=50)]
@@ -33,8 +44,11 @@ async def run_command(
     on: the answer says `running` and a command_id for command_output. A failing command is an answer: read its exit code.
     Redirect the output of background processes to a file. There is no network."""
     trial, workspace = await trials_of(ctx).workspace(workspace_id)
-    if "\0" in command or len(command.encode(errors="replace")) > _COMMAND_BYTES:
-        raise CommandError(f"A command has at most {_COMMAND_BYTES:,} bytes and no NUL. Save a script with save_file and run it.")
+    sent = command.encode(errors="replace")
+    if "\0" in command or len(sent) > _COMMAND_BYTES or sent.decode() != command:
+        raise CommandError(
+            f"A command is at most {_COMMAND_BYTES:,} bytes of text, no NUL. Save a script with save_file and run it."
+        )
     if not command.strip():
         raise CommandError("The command is empty.")
     if trial.record.deadline_at:
@@ -44,8 +58,7 @@ async def run_command(
 
 
 def _folder(cwd: str) -> str:
-    if "\0" in cwd or len(cwd) > 4096:
-        raise PathError("A folder has at most 4,096 characters and no NUL.")
+    check_path(cwd)
     return posixpath.join(WORKDIR, cwd.strip())
 
 
@@ -60,6 +73,8 @@ async def command_output(
     trial, workspace = await trials_of(ctx).workspace(workspace_id)
     running = _command(trial, workspace, command_id)
     if start:
+        if start >= running.output.total:
+            await _ended(running, wait_s)
         return _page(running, start)
     return await _shown(trial, running, wait_s)
 
@@ -78,31 +93,46 @@ def _command(trial: Trial, workspace: Workspace, command_id: str) -> RunningComm
     return workspace.commands.get(command_id) or trial.log.command(command_id)
 
 
-async def _shown(trial: Trial, running: RunningCommand, wait_s: float) -> str:
+async def _ended(running: RunningCommand, wait_s: float) -> None:
     with anyio.move_on_after(wait_s):
         await running.done.wait()
+
+
+async def _shown(trial: Trial, running: RunningCommand, wait_s: float) -> str:
+    await _ended(running, wait_s)
+    if running.refused:
+        raise CommandError(f"The command was not started: {running.refused}.{_remedy(running.refused)}")
     if not running.done.is_set():
         trial.log.command_runs_on(running)
     return _summary(running)
 
 
+def _remedy(refused: str) -> str:
+    if refused.endswith("Resource temporarily unavailable"):
+        return " No further process may be started here: stop a running command with stop_command."
+    return ""
+
+
 def _summary(running: RunningCommand) -> str:
     """Return how the command stands and what it printed: all of it, or beginning and end."""
+    output, total = running.output, running.output.total
     head = _state(running) + "\n"
-    total = running.output.total
-    room = LIMIT - escaped(head) - 200
-    first = running.output.page(0, _READ)
-    if total <= _READ and len(first.data) == total:
-        text = first.data.decode(errors="replace")
-        if escaped(text) <= room:
-            return head + (text if text else "(no output)")
-    beginning = head_of(first.data.decode(errors="replace"), int(room * _HEAD_SHARE))
-    last = running.output.page(max(0, total - _READ), _READ)
-    end = tail_of(last.data.decode(errors="replace"), room - escaped(beginning))
-    went = len(beginning.encode(errors="replace"))
-    left = max(0, total - went - len(end.encode(errors="replace")))
-    more = f'command_output(command_id="{running.id}", start={went}) shows them' if went < total else ""
-    return f"{head}{beginning}\n[... {left:,} bytes left out; {more} ...]\n{end}"
+    room = LIMIT - escaped(head) - 250
+    first = exact_text(output.page(0, _READ).data)
+    if bytes_of(first) == total and escaped(first) <= room:
+        return head + (shown_text(first) or "(no output)")
+    beginning = head_of(first, int(room * _HEAD_SHARE))
+    last = exact_text(output.page(max(0, total - _READ), _READ).data)
+    end = tail_of(last, room - escaped(beginning))
+    went = bytes_of(beginning)
+    left = total - went - bytes_of(end)
+    more = f'command_output(command_id="{running.id}", start={went}) shows them{_lost(running)}'
+    return f"{head}{shown_text(beginning)}\n[... {left:,} bytes left out; {more} ...]\n{shown_text(end)}"
+
+
+def _lost(running: RunningCommand) -> str:
+    start, end = running.output.lost
+    return f", but bytes {start:,} to {end:,} were not kept" if end > start else ""
 
 
 def _state(running: RunningCommand) -> str:
@@ -121,10 +151,11 @@ def _state(running: RunningCommand) -> str:
 
 def _page(running: RunningCommand, start: int) -> str:
     page = running.output.page(start, _READ)
-    if page.start >= page.total and running.done.is_set():
-        return f"{_state(running)}\nIts output has {page.total:,} bytes; there is nothing from {start:,} on."
-    text = head_of(page.data.decode(errors="replace"), LIMIT - 500)
-    end = page.start + min(len(text.encode(errors="replace")), len(page.data))
+    over = running.done.is_set()
     missing = f"[bytes {start:,} to {page.start:,} were not kept: redirect long output to a file]\n" if page.start > start else ""
+    if not page.data and over:
+        return f"{_state(running)}\n{missing}Its output has {page.total:,} bytes; there is nothing from {page.start:,} on."
+    text = head_of(exact_text(page.data, whole=over or page.start + len(page.data) < page.total), LIMIT - 500)
+    end = page.start + bytes_of(text)
     more = f"\n[bytes {page.start:,}-{end:,} of {page.total:,}; start={end} shows more]" if end < page.total else ""
-    return f"{_state(running)}\n{missing}{text}{more}"
+    return f"{_state(running)}\n{missing}{shown_text(text)}{more}"

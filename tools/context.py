@@ -1,7 +1,9 @@
 """What every tool works with: the trials behind the connection, who is connected, and answers that clients do not cut."""
 
+import codecs
 import json
 import posixpath
+import re
 from typing import Any
 
 from mcp.server.mcpserver import Context
@@ -14,6 +16,8 @@ TrialContext = Context[Trials, Any]
 
 LIMIT = 6_800
 """The longest answer, in characters of JSON: one client cuts the middle out of anything over 8,000 (with its envelope)."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def trials_of(ctx: TrialContext) -> Trials:
@@ -48,6 +52,29 @@ def tail_of(text: str, limit: int) -> str:
     return head_of(text[: -limit - 1 : -1], limit)[::-1]
 
 
+def exact_text(data: bytes, *, whole: bool = True) -> str:
+    """Return ``data`` as text of which every piece can be counted in bytes again; `shown_text` makes it fit to be shown.
+
+    Without ``whole`` more is to come: a character that is not complete at the end is left off.
+    """
+    return codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data, whole)
+
+
+def bytes_of(text: str) -> int:
+    """Return how many bytes a piece of an `exact_text` had."""
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def shown_text(text: str) -> str:
+    """Return an `exact_text` with what was not UTF-8 replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def shown_name(name: str) -> str:
+    """Return a file's name on one line, whatever characters it holds."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], shown_text(name))
+
+
 def bounded(text: str, more: str) -> str:
     """Return ``text``, cut at the limit if it must be; then ``more`` says how to see the rest."""
     if escaped(text) <= LIMIT:
@@ -63,8 +90,7 @@ def inside(path: str) -> str:
         PathError: it names something else.
     """
     plain = path.strip() or "."
-    if "\0" in plain or len(plain) > 4096:
-        raise PathError("A path has at most 4,096 characters and no NUL.")
+    check_path(plain)
     if plain == WORKDIR or plain.startswith(WORKDIR + "/"):
         plain = plain[len(WORKDIR) :].lstrip("/") or "."
     normal = posixpath.normpath(plain)
@@ -73,6 +99,16 @@ def inside(path: str) -> str:
             f"{path[:200]!r} is outside the workspace. Use a path inside {WORKDIR}; for anything else use run_command."
         )
     return normal
+
+
+def check_path(path: str) -> None:
+    """Refuse what no file system takes.
+
+    Raises:
+        PathError: it is too long, or holds a NUL or half a character.
+    """
+    if "\0" in path or len(path) > 4096 or path != path.encode("utf-8", "replace").decode():
+        raise PathError("A path has at most 4,096 characters, no NUL and no lone surrogate.")
 
 
 def lines_cut(text: str, width: int) -> str:

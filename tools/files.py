@@ -1,16 +1,36 @@
 """Files of the workspace: list_files, view_file, save_file, edit_file, search_files."""
 
 import difflib
+import heapq
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
 
 import anyio
+from anyio import to_thread
 from pydantic import Field
 
 from server.builds import AGENT_ENV
-from server.sandboxes.base import STDOUT, Command, PathError, Sandbox
+from server.sandboxes.base import STDOUT, Command, Entry, PathError, Sandbox
 from tasks.errors import SeaTrialError
-from tools.context import LIMIT, TrialContext, bounded, escaped, head_of, inside, lines_cut, trials_of
+from tools.context import (
+    LIMIT,
+    TrialContext,
+    bounded,
+    bytes_of,
+    escaped,
+    exact_text,
+    head_of,
+    inside,
+    lines_cut,
+    shown_name,
+    shown_text,
+    trials_of,
+)
 from tools.workspace import WorkspaceId
 
 FilePath = Annotated[str, Field(description="Inside /workspace.")]
@@ -19,6 +39,8 @@ _CHUNK = 256 << 10
 _VIEW_BYTES = 32 << 20
 _EDIT_BYTES = 8 << 20
 _WIDTH = 1_000
+_MATCH_WIDTH = 300
+_COMPARED = 200
 _LISTED = 2_000
 _SEARCH_S = 20.0
 _SEARCH_BYTES = 256 << 10
@@ -37,25 +59,35 @@ async def list_files(
     """List a folder of the workspace. Folders end in /, files show their size in bytes."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
     folder = inside(path)
-    entries = await (await workspace.sandbox()).list(folder, depth, _LISTED)
-    if not entries:
-        return f"{folder}/ is empty."
-    lines = [_listed(entry.path, entry.kind, entry.size) for entry in entries]
+    listing = await (await workspace.sandbox()).list(folder, depth, _LISTED)
+    if not listing.entries:
+        return f"{shown_name(folder)}/ is empty."
     text, shown = "", 0
-    for line in lines:
-        if escaped(text + line) > LIMIT - 200:
+    for entry in listing.entries:
+        line = _listed(entry) + "\n"
+        if escaped(text + line) > LIMIT - 300:
             break
-        text += line + "\n"
+        text += line
         shown += 1
-    if shown < len(lines) or len(entries) == _LISTED:
-        more = f"{len(lines) - shown:,}" if len(entries) < _LISTED else f"at least {len(lines) - shown:,}"
-        text += f"[{more} more entries left out: list a sub-folder (path=...), depth=1, or use search_files]"
+    left = listing.seen - shown
+    if left and depth == 1:
+        command = f"ls -Aq -- {_named(folder)} | tail -n +{shown + 1}"
+        text += f"[{left:,} more entries left out: run_command(command={command!r}) shows them]"
+    elif left:
+        text += f"[at least {left:,} more entries left out: list a sub-folder (path=...) or fewer levels (depth=1)]"
     return text.rstrip("\n")
 
 
-def _listed(path: str, kind: str, size: int) -> str:
-    name = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return {"dir": f"{name}/", "link": f"{name} -> (symlink)", "other": f"{name} (special file)"}.get(kind, f"{name}  {size}")
+def _listed(entry: Entry) -> str:
+    name = shown_name(entry.path)
+    kinds = {"dir": f"{name}/", "link": f"{name} -> (symlink)", "other": f"{name} (special file)"}
+    return kinds.get(entry.kind, f"{name}  {entry.size}")
+
+
+def _named(name: str) -> str:
+    """Return a path as it goes into a command that we propose; one that would fill the answer is left to the reader."""
+    quoted = shlex.quote(name)
+    return quoted if escaped(quoted) <= 300 else "PATH"
 
 
 async def view_file(
@@ -68,50 +100,74 @@ async def view_file(
     """Show numbered lines of a text file."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
     name = inside(path)
-    data, size = await _read_lines(await workspace.sandbox(), name, start_line + max_lines)
-    if b"\0" in data[:8192]:
-        return f"{name} is binary ({size:,} bytes). Use run_command, say with xxd or file, to look into it."
-    lines = data.decode(errors="replace").split("\n")
-    if lines[-1] == "" and len(data) == size:
-        lines.pop()
-    if not lines:
+    found = await _read_lines(await workspace.sandbox(), name, start_line, max_lines)
+    if found is None:
+        return f"{name} is binary. Use run_command, say with xxd or file, to look into it."
+    if found.lines:
+        return _numbered(name, found, start_line)
+    if found.total is None:
+        raise PathError(f"Line {start_line:,} of {name} lies too far in to be counted. Use run_command with sed -n.")
+    if found.total == 0:
         return f"{name} is empty."
-    whole = len(data) == size
-    if start_line > len(lines):
-        if whole:
-            raise PathError(f"{name} has {len(lines):,} lines; there is no line {start_line:,}.")
-        raise PathError(f"{name} has {size:,} bytes, too many to count lines in. Use run_command with sed -n.")
-    return _numbered(name, lines, start_line, max_lines, f"{len(lines):,}" if whole else "many more")
+    raise PathError(f"{name} has {found.total:,} lines; there is no line {start_line:,}.")
 
 
-def _numbered(name: str, lines: list[str], start: int, count: int, total: str) -> str:
+@dataclass(frozen=True)
+class _Lines:
+    """Some lines of a file, how many it has (None: its end was not reached) and its size in bytes."""
+
+    lines: list[bytes]
+    total: int | None
+    size: int
+
+
+async def _read_lines(sandbox: Sandbox, name: str, start: int, count: int) -> _Lines | None:
+    """Read up to ``count`` lines from line ``start`` on, at most `_VIEW_BYTES` in all; None for a binary file."""
+    kept, before, at = bytearray(), 0, 0
+    while True:
+        piece = await sandbox.read(name, at, _CHUNK)
+        if at == 0 and b"\0" in piece.data[:8192]:
+            return None
+        kept += piece.data
+        at += len(piece.data)
+        ends = kept.count(b"\n")
+        while before < start - 1 and ends:
+            dropped = min(start - 1 - before, ends)
+            kept = bytearray() if dropped == ends and kept.endswith(b"\n") else kept.split(b"\n", dropped)[dropped]
+            before, ends = before + dropped, ends - dropped
+        whole = not piece.data or at >= piece.size
+        if whole or ends >= count or at >= _VIEW_BYTES:
+            break
+    total = before + ends + (not kept.endswith(b"\n") and bool(kept)) if whole else None
+    lines = bytes(kept).split(b"\n", count) if before == start - 1 else []
+    if lines and (len(lines) > count or not lines[-1]):
+        lines.pop()
+    return _Lines(lines, total, max(piece.size, at))
+
+
+def _numbered(name: str, found: _Lines, start: int) -> str:
     text, at = "", start
-    for line in lines[start - 1 : start - 1 + count]:
-        piece = f"{at}\t{lines_cut(line.removesuffix(chr(13)), _WIDTH)}\n"
+    for line in found.lines:
+        piece = f"{at}\t{_line(name, at, line)}\n"
         if escaped(text + piece) > LIMIT - 200:
-            if at == start:
-                text, at = (
-                    head_of(piece, LIMIT - 300) + " [... the rest of this line is left out: run_command with cut -c]\n",
-                    at + 1,
-                )
             break
         text += piece
         at += 1
-    if at - 1 < len(lines):
+    if found.total is None or at <= found.total:
+        total = f"{found.total:,}" if found.total is not None else f"more in {found.size:,} bytes"
         text += f"[lines {start:,}-{at - 1:,} of {total}: view_file(start_line={at}) shows more]"
     return text.rstrip("\n")
 
 
-async def _read_lines(sandbox: Sandbox, name: str, lines: int) -> tuple[bytes, int]:
-    """Read from the beginning until there are ``lines`` lines or `_VIEW_BYTES`."""
-    data = bytearray()
-    counted = 0
-    while True:
-        piece = await sandbox.read(name, len(data), _CHUNK)
-        data += piece.data
-        counted += piece.data.count(b"\n")
-        if len(data) >= piece.size or not piece.data or counted >= lines or len(data) >= _VIEW_BYTES:
-            return bytes(data), max(piece.size, len(data))
+def _line(name: str, number: int, line: bytes) -> str:
+    """Return one line; of a long one the beginning, and the command that shows the rest."""
+    text = exact_text(line)
+    part = head_of(text[:_WIDTH], _WIDTH * 3)
+    if len(part) == len(text):
+        return shown_text(text.removesuffix("\r"))
+    went = bytes_of(part)
+    command = f"sed -n {number}p -- {_named(name)} | tail -c +{went + 1}"
+    return f"{shown_text(part)} [... {len(line) - went:,} more bytes in this line: run_command(command={command!r})]"
 
 
 async def save_file(
@@ -126,7 +182,8 @@ async def save_file(
     if name == ".":
         raise PathError("The path of a file is needed.")
     data = content.encode("utf-8", "surrogatepass")
-    await (await workspace.sandbox()).write(name, data)
+    async with workspace.editing:
+        await (await workspace.sandbox()).write(name, data)
     return f"Saved {name} ({len(data):,} bytes)."
 
 
@@ -140,22 +197,28 @@ async def edit_file(
 ) -> str:
     """Replace text in a file; old_text must occur exactly once unless replace_all."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    sandbox, name = await workspace.sandbox(), inside(path)
+    name = inside(path)
     if not old_text:
         raise EditError("old_text is empty. To create or replace a whole file use save_file.")
-    file = await sandbox.read(name, 0, _EDIT_BYTES)
-    if file.size > _EDIT_BYTES:
-        raise EditError(f"{name} has {file.size:,} bytes; edit_file takes at most {_EDIT_BYTES:,}. Use run_command with sed.")
-    old, new = _as_in(file.data, old_text, new_text)
-    count = file.data.count(old)
-    if count == 0:
-        raise EditError(f"old_text does not occur in {name}. {_nearest(file.data, old_text)}")
-    if count > 1 and not replace_all:
-        raise EditError(
-            f"old_text occurs {count:,} times in {name}, at lines {_places(file.data, old)}. "
-            "Add lines around it until it is unique, or set replace_all."
-        )
-    await sandbox.write(name, file.data.replace(old, new))
+    async with workspace.editing:
+        sandbox = await workspace.sandbox()
+        file = await sandbox.read(name, 0, _EDIT_BYTES)
+        if file.size > _EDIT_BYTES:
+            raise EditError(f"{name} has {file.size:,} bytes; edit_file takes at most {_EDIT_BYTES:,}. Use run_command with sed.")
+        old, new = _as_in(file.data, old_text, new_text)
+        count = file.data.count(old)
+        if count == 0:
+            near = await to_thread.run_sync(_nearest, file.data, old_text)
+            raise EditError(f"old_text does not occur in {name}. {near}")
+        if count > 1 and not replace_all:
+            raise EditError(
+                f"old_text occurs {count:,} times in {name}, at lines {_places(file.data, old)}. "
+                "Add lines around it until it is unique, or set replace_all."
+            )
+        size = len(file.data) + count * (len(new) - len(old))
+        if size > _EDIT_BYTES:
+            raise EditError(f"{name} would have {size:,} bytes; edit_file makes at most {_EDIT_BYTES:,}. Use run_command.")
+        await sandbox.write(name, file.data.replace(old, new))
     return f"Edited {name}: {count:,} {'place' if count == 1 else 'places'}."
 
 
@@ -172,16 +235,19 @@ def _places(data: bytes, old: bytes) -> str:
     at = data.find(old)
     while at >= 0 and len(lines) < 10:
         lines.append(str(data.count(b"\n", 0, at) + 1))
-        at = data.find(old, at + 1)
+        at = data.find(old, at + len(old))
     return ", ".join(lines) + (" ..." if at >= 0 else "")
 
 
 def _nearest(data: bytes, old_text: str) -> str:
     """Show the lines of the file that are most like the first line of what was looked for."""
-    wanted = next((line.strip() for line in old_text.splitlines() if line.strip()), "")[:200]
-    lines = data[: 1 << 20].decode(errors="replace").splitlines()
-    close = difflib.get_close_matches(wanted, {line.strip()[:200] for line in lines[:20_000]}, n=3, cutoff=0.5) if wanted else []
-    near = [f"{n}\t{lines_cut(line, 200)}" for n, line in enumerate(lines, 1) if line.strip()[:200] in close][:5]
+    wanted = next((line.strip() for line in old_text.splitlines() if line.strip()), "")[:_COMPARED]
+    lines = data[: 1 << 20].decode(errors="replace").splitlines()[:20_000]
+    words = set(re.findall(r"\w+", wanted))
+    alike = {line.strip()[:_COMPARED] for line in lines}  # comparing is slow: first those with the most words in common
+    alike = set(heapq.nlargest(100, alike, key=lambda line: len(words.intersection(re.findall(r"\w+", line)))))
+    close = difflib.get_close_matches(wanted, sorted(alike), n=3, cutoff=0.5) if wanted else []
+    near = [f"{n}\t{lines_cut(line, 200)}" for n, line in enumerate(lines, 1) if line.strip()[:_COMPARED] in close][:5]
     if not near:
         return "Nothing in it looks like it. View the file and copy the text exactly."
     return "The nearest lines are:\n" + head_of("\n".join(near), 3_000) + "\nCopy the text exactly, with its indentation."
@@ -204,7 +270,7 @@ async def search_files(
     found, errors, complete = await _grep(await workspace.sandbox(), [*argv, "-e", pattern, "--", where])
     if errors and not found:
         raise SeaTrialError(f"The search failed: {head_of(errors, 500)}. Mend the pattern (Perl syntax) or the path.")
-    matches = sorted(match for match in map(_match, found.split(b"\n")) if match and (not glob or _fits(match[0], glob)))
+    matches = sorted(match for match in _parsed(found) if not glob or _fits(match[0], glob))
     if not matches:
         return f"No match for {pattern[:200]!r} in {where}." + ("" if complete else " The search was cut short: narrow it.")
     return _matches(matches, complete)
@@ -225,12 +291,10 @@ async def _grep(sandbox: Sandbox, argv: list[str]) -> tuple[bytes, str, bool]:
     return bytes(found), "", False
 
 
-def _match(line: bytes) -> tuple[str, int, str] | None:
-    name, separator, rest = line.partition(b"\0")
-    number, _, text = rest.partition(b":")
-    if not separator or not number.isdigit():
-        return None
-    return name.decode(errors="replace").removeprefix("./"), int(number), text.decode(errors="replace")
+def _parsed(found: bytes) -> Iterator[tuple[str, int, str]]:
+    """Yield (file, line number, line) of what grep printed; a name may hold anything but NUL, a line anything but its end."""
+    for name, number, line in re.findall(rb"([^\0]+)\0(\d{1,18}):([^\n]*)\n?", found):
+        yield os.fsdecode(name).removeprefix("./"), int(number), line.decode(errors="replace")
 
 
 def _fits(name: str, glob: str) -> bool:
@@ -238,14 +302,17 @@ def _fits(name: str, glob: str) -> bool:
 
 
 def _matches(matches: list[tuple[str, int, str]], complete: bool) -> str:
-    text, shown = "", 0
+    text, shown, cut = "", 0, False
     for name, number, line in matches:
-        piece = f"{name}:{number}:{lines_cut(line, 300)}\n"
-        if escaped(text + piece) > LIMIT - 200:
+        piece = f"{shown_name(name)}:{number}:{lines_cut(line, _MATCH_WIDTH)}\n"
+        if escaped(text + piece) > LIMIT - 300:
             break
         text += piece
         shown += 1
+        cut = cut or len(line) > _MATCH_WIDTH
     rest = len(matches) - shown
+    if cut:
+        text += "[view_file(path=<file>, start_line=<line>) shows more of a long line]\n"
     if rest or not complete:
         at_least = "" if complete else "at least "
         text += f"[{at_least}{rest:,} more matches left out: narrow it with path, glob or a longer pattern]"

@@ -1,7 +1,9 @@
 """The life of a trial: open_workspace, view_diff, submit, close_workspace."""
 
 import difflib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Annotated
 
 import anyio
@@ -12,13 +14,15 @@ from server.patches import Found, content_before, find_changes
 from server.trial import StillBuildingError, Trial
 from server.trials import Trials
 from tools.catalog import described
-from tools.context import LIMIT, TrialContext, agent_of, bounded, escaped, head_of, inside, lines_cut, trials_of
+from tools.context import LIMIT, TrialContext, agent_of, bounded, escaped, head_of, inside, lines_cut, shown_name, trials_of
 
 WorkspaceId = Annotated[str, Field(description="As open_workspace answered.")]
 Wait = Annotated[float, Field(ge=0, le=50, description="Seconds to wait before answering.")]
 
 _DIFF_BYTES = 256 << 10
 _DIFF_WIDTH = 400
+_DIFF_STEPS = 200_000_000
+"""The most that a diff may cost, at worst: pairs of equal lines times lines. More would keep the server busy for minutes."""
 
 
 async def open_workspace(ctx: TrialContext, task_id: Annotated[str, Field(description="An id from list_tasks.")]) -> str:
@@ -29,8 +33,8 @@ async def open_workspace(ctx: TrialContext, task_id: Annotated[str, Field(descri
     if trial.over:
         return head + "This trial is over. Call submit to see its result."
     if trial.workspace is None:
-        return head + bounded(trials.building(trial) + "\n\n" + described(trial.task), "get_task shows all of it.")
-    return head + bounded("ready at /workspace\n\n" + described(trial.task), "get_task shows all of it.")
+        return head + bounded(trials.building(trial) + "\n\n" + described(trial.task), "get_task shows all of the instruction.")
+    return head + bounded("ready at /workspace\n\n" + described(trial.task), "get_task shows all of the instruction.")
 
 
 async def view_diff(
@@ -43,57 +47,98 @@ async def view_diff(
     wanted = inside(path) if path else "."
     environment = trial.environment
     assert environment is not None, "a workspace has an environment"
-    return await to_thread.run_sync(_diff, list(_chosen(find_changes(workspace.upper, environment.lowers), wanted)))
+
+    def look() -> str:
+        workspace.unlock()
+        return _diff(found for found in find_changes(workspace.upper, environment.lowers) if _below(found.path, wanted))
+
+    return await to_thread.run_sync(look)
 
 
-def _chosen(changes: Iterator[Found], wanted: str) -> Iterator[tuple[str, str]]:
-    """Yield (heading, diff) of each change, in the order of paths within folders."""
+def _below(path: str, wanted: str) -> bool:
+    return wanted == "." or path == wanted or path.startswith(wanted + "/")
+
+
+def _diff(changes: Iterable[Found]) -> str:
+    """Return every change by name, then as many diffs as fit; no more of them than that are made."""
+    names, diffs, size, count = "", [], 0, 0
     for found in changes:
-        if wanted == "." or found.path == wanted or found.path.startswith(wanted + "/"):
-            yield _heading(found), _text_diff(found)
+        count += 1
+        heading = _heading(found)
+        if escaped(names) < LIMIT // 2:
+            names += heading + "\n"
+        if size < LIMIT:
+            diffs.append(f"\n=== {heading}\n{_text_diff(found)}\n")
+            size += escaped(diffs[-1])
+    if not count:
+        return "No changes."
+    if escaped(names) > LIMIT // 2:
+        names = head_of(names, LIMIT // 2 - 200).rpartition("\n")[0] + "\n"
+        left = count - names.count("\n")
+        how = 'view_diff(path=<folder>) shows fewer at a time, run_command(command="git status -s -uall") all'
+        names += f"[{left:,} more changed files: {how}]\n"
+    text, shown = f"{count:,} changed:\n{names}", 0
+    for piece in diffs:
+        if escaped(text + piece) > LIMIT - 150:
+            break
+        text += piece
+        shown += 1
+    if count == 1 and not shown:
+        return _beginning(text + diffs[0])
+    rest = count - shown
+    return text + (f"\n[the diffs of {rest:,} files are left out: view_diff(path=<file>) shows one]" if rest else "")
+
+
+def _beginning(text: str) -> str:
+    """Return what fits of the diff of one file."""
+    shown = head_of(text, LIMIT - 300).rpartition("\n")[0]
+    left = text.count("\n") - shown.count("\n") - 1
+    return f"{shown}\n[{left:,} more lines of this diff left out: view_file shows the file, run_command with git diff all of it]"
 
 
 def _heading(found: Found) -> str:
     sign = "D" if found.kind == "deleted" else "A" if found.before is None else "M"
     note = {"link": " (symlink)", "file": " (executable)" if found.executable else ""}.get(found.kind, "")
-    return f"{sign} {_printable(found.path)}{note}"
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return f"{sign} {shown_name(found.path)}{note}"
 
 
 def _text_diff(found: Found) -> str:
     old_size = found.before.status.st_size if found.before is not None else 0
     if found.size > _DIFF_BYTES or old_size > _DIFF_BYTES:
-        return f"(too large to show: {old_size:,} -> {found.size:,} bytes)"
+        return f"(too large to show: {old_size:,} -> {found.size:,} bytes; view_file shows the file, git diff the difference)"
     old = content_before(found.before) if found.before is not None else b""
     new = b"" if found.kind == "deleted" else found.read()
     if b"\0" in old or b"\0" in new:
         return f"(binary: {len(old):,} -> {len(new):,} bytes)"
-    before, after = (data.decode(errors="replace").splitlines() for data in (old, new))
-    lines = difflib.unified_diff(before, after, "before", "after", n=3, lineterm="")
-    return "\n".join(lines_cut(line, _DIFF_WIDTH) for line in lines)
+    return "\n".join(lines_cut(line, _DIFF_WIDTH) for line in _hunks(_lines(old), _lines(new)))
 
 
-def _diff(changes: list[tuple[str, str]]) -> str:
-    if not changes:
-        return "No changes."
-    names = "\n".join(heading for heading, _ in changes)
-    if escaped(names) > LIMIT // 2:
-        names = head_of(names, LIMIT // 2).rpartition("\n")[0]
-        left = len(changes) - names.count("\n") - 1
-        names += f"\n[{left:,} more changed files: view_diff(path=<folder>) shows fewer at a time]"
-    text, rest = f"{len(changes)} changed:\n{names}\n", len(changes)
-    for heading, diff in changes:
-        piece = f"\n=== {heading}\n{diff}\n"
-        if escaped(text + piece) > LIMIT - 150:
-            break
-        text += piece
-        rest -= 1
-    if rest == len(changes):
-        return bounded(f"{text}\n=== {changes[0][0]}\n{changes[0][1]}", "Use view_diff(path=<file>), or view_file.")
-    return text + (f"\n[the diffs of {rest:,} files are left out: view_diff(path=<file>) shows one]" if rest else "")
+def _lines(data: bytes) -> list[str]:
+    lines = data.decode(errors="replace").split("\n")
+    if lines[-1]:
+        lines[-1] += "\n\\ No newline at end of file"
+        return lines
+    return lines[:-1]
+
+
+def _hunks(before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
+    """Yield a unified diff; where comparing would take long, everything between the first and last difference is one hunk."""
+    often, most = Counter(after), len(after) // 100 + 1 if len(after) >= 200 else len(after)  # difflib skips what is more often
+    pairs = sum(often[line] for line in before if often[line] <= most)
+    if pairs * min(len(before), len(after)) <= _DIFF_STEPS:
+        yield from difflib.unified_diff(before, after, "before", "after", n=3, lineterm="")
+        return
+    head = _same(zip(before, after, strict=False))
+    tail = min(_same(zip(reversed(before), reversed(after), strict=False)), len(before) - head, len(after) - head)
+    old, new = before[head : len(before) - tail], after[head : len(after) - tail]
+    yield from ("--- before", "+++ after", f"@@ -{head + 1},{len(old)} +{head + 1},{len(new)} @@")
+    yield from (f"-{line}" for line in old)
+    yield from (f"+{line}" for line in new)
+
+
+def _same(pairs: Iterable[tuple[str, str]]) -> int:
+    """Return how many pairs are of equal lines, up to the first that is not."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 async def submit(ctx: TrialContext, workspace_id: WorkspaceId, wait_s: Wait = 45) -> str:

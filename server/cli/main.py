@@ -83,9 +83,9 @@ def common(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def serve(context: typer.Context) -> None:
     """Serve MCP over stdio: what your agent's settings start (see: seatrial serve --help)."""
-    from server.cli.serve import serve as serve_stdio
+    from server.cli.serve import serve as serve_clients
 
-    raise typer.Exit(serve_stdio(context.args))
+    raise typer.Exit(serve_clients(context.args))
 
 
 @task_commands.command("list")

@@ -107,7 +107,8 @@ def write_scores(finished: Finished) -> None:
         (score.run.task, score.run.agent, str(score.run.repetition), shown_reward(score.reward), *_seconds(score))
         for score in finished.scores
     ]
-    write_table(("task", "agent", "#", "reward", *(f"{name} s" for name in PHASES)), rows)
+    write_table(("task", "agent", "#", "reward", *PHASES), rows)
+    write_line("(start to total: seconds)")
     for score in finished.scores:
         if score.error:
             write_line(f"{score.run.task} {score.run.agent} #{score.run.repetition}: {score.error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-from server import app
+from server.app import serve as serve_stdio
 from server.settings import Assignment, Settings
 from tasks.errors import SeaTrialError
 
@@ -17,7 +17,7 @@ from tasks.errors import SeaTrialError
 def serve(arguments: Sequence[str]) -> int:
     """Serve until stdin closes or a signal comes, and return the exit code."""
     try:
-        anyio.run(app.serve, settings_of(arguments))
+        anyio.run(serve_stdio, settings_of(arguments))
     except SeaTrialError as error:
         sys.stderr.write(f"seatrial: {error}\n")
         return 1

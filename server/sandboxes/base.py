@@ -108,6 +108,14 @@ class Entry:
     size: int
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The first entries of a folder, and how many were seen in all the folders that were looked into."""
+
+    entries: Sequence[Entry]
+    seen: int
+
+
 class Sandbox(Protocol):
     """A disposable machine that holds one workspace. Paths are strings inside it, relative ones from `WORKDIR`."""
 
@@ -138,6 +146,6 @@ class Sandbox(Protocol):
         """Create or replace a regular file inside the workspace, atomically, with its parent folders."""
         ...
 
-    async def list(self, path: str, depth: int, limit: int) -> Sequence[Entry]:
-        """List a folder of the workspace, ``depth`` levels, at most ``limit`` entries, sorted within each folder."""
+    async def list(self, path: str, depth: int, limit: int) -> Listing:
+        """List a folder of the workspace, ``depth`` levels, at most ``limit`` entries, by name (as bytes) within each folder."""
         ...

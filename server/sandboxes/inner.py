@@ -16,6 +16,8 @@ PIECE = 60_000
 LATE_PIPES = 64
 KILL_ROUNDS = 20
 LIST_FOLDER = 20_000
+USELESS = (12, 23, 24, 27)  # ENOMEM, ENFILE, EMFILE, EFBIG: a command has taken our own means away, say with prlimit
+LEFT_BEHIND = b"[what earlier commands left behind was killed: it had used up the processes]\n"
 
 _O_PATH = 0o10000000
 _RESOLVE = 0x08 | 0x02  # BENEATH, NO_MAGICLINKS
@@ -77,9 +79,7 @@ def start(number, payload):
         moves = [(posix.POSIX_SPAWN_DUP2, read_in, 0)]
         moves += [(posix.POSIX_SPAWN_DUP2, fd, n + 1) for n, fd in enumerate(theirs)]
         try:
-            pid = posix.posix_spawn(
-                arguments[0], arguments, environment, file_actions=moves, setsid=True, setsigdef=range(1, 32), setsigmask=[]
-            )
+            pid = spawn(number, arguments, environment, moves)
         except OSError as error:
             raise Refused(f"{arguments[0].decode(errors='replace')}: {error.strerror}") from None
     except BaseException:
@@ -103,6 +103,18 @@ def start(number, payload):
         owner_of[fd] = (kind, number)
     running[pid] = Running(number, pid, pipes)
     sessions.add(pid)
+
+
+def spawn(number, arguments, environment, moves):
+    """Start a process; if there can be no more of them, make room among those that no running command owns."""
+    options = {"file_actions": moves, "setsid": True, "setsigdef": range(1, 32), "setsigmask": []}
+    try:
+        return posix.posix_spawn(arguments[0], arguments, environment, **options)
+    except BlockingIOError:
+        kill(None, running)
+        pid = posix.posix_spawn(arguments[0], arguments, environment, **options)
+        send(b"e", number, LEFT_BEHIND)
+        return pid
 
 
 def ordered_pipe():
@@ -155,7 +167,7 @@ def reap():
 def finish(command, code):
     """Pass on what the command wrote before its end, still in order, then report the end."""
     for _ in range(64):
-        events = [fd for fd, _ in poll.poll(0) if fd in owner_of]
+        events = [fd for fd, _ in poll.poll(0) if fd in owner_of or fd in late]  # an edge comes once
         for fd in events:
             pump(fd)
         if not any(fd in command.pipes for fd in events):
@@ -192,11 +204,11 @@ def processes():
     return found
 
 
-def victims(root):
-    """Return what belongs to a command: its descendants, its session, and orphans that belong to no command at all."""
+def victims(root, owners):
+    """Return what belongs to a command: its descendants, its session, and orphans outside the sessions of ``owners``."""
     everything = processes()
     sessions.intersection_update({session for _, session in everything.values()} | set(running))
-    others = sessions - {root}
+    others = set(owners) - {root}
     chosen = {
         pid
         for pid, (parent, session) in everything.items()
@@ -211,12 +223,16 @@ def victims(root):
 
 
 def stop(number):
-    """Kill a command with all that belongs to it. If that cannot be outrun (a fork bomb), kill everything but us."""
+    """Kill a command with all that belongs to it."""
     root = next((pid for pid, command in running.items() if command.number == number), None)
-    if root is None:
-        return
+    if root is not None:
+        kill(root, sessions)
+
+
+def kill(root, owners):
+    """Kill the `victims`. If they cannot be outrun (a fork bomb), kill everything but us."""
     for _ in range(KILL_ROUNDS):
-        chosen = victims(root)
+        chosen = victims(root, owners)
         if not chosen:
             return
         for pid in chosen:
@@ -252,6 +268,7 @@ def beneath(path, flags):
 
 def why_not(path):
     """Say why ``path`` could not be opened."""
+    posix.close(posix.dup(0))  # or that we can open nothing any more
     try:
         posix.lstat(path, dir_fd=workspace)
     except FileNotFoundError:
@@ -359,43 +376,52 @@ def list_folder(number, payload):
         fd = beneath(path, _O_PATH)
         if fd is None:
             raise why_not(path)
+        is_folder = posix.fstat(fd).st_mode & 0o170000 == 0o040000
         posix.close(fd)
-        raise Refused("not a folder")
-    budget = [int(limit)]
+        raise Refused("permission denied" if is_folder else "not a folder")
+    budget = [int(limit), 0]
     try:
         walk(number, top, b"", int(depth), budget)
     finally:
         posix.close(top)
-    send(b"D", number, b"0")
+    send(b"D", number, str(budget[1]).encode())
 
 
 def walk(number, folder, prefix, depth, budget):
-    entries = []
-    with posix.scandir(folder) as found:
-        for entry in found:
-            if len(entries) == LIST_FOLDER:
-                break
-            entries.append((entry.name, entry))
-    for name, entry in sorted(entries, key=lambda item: item[0]):
+    """Send the entries of a folder by name while ``budget`` (entries to send, entries seen) lasts."""
+    for name in first_names(folder, budget):
         if budget[0] <= 0:
             return
         budget[0] -= 1
         try:
-            status = entry.stat(follow_symlinks=False)
+            status = posix.lstat(name, dir_fd=folder)
         except OSError:
             continue
         kind = {0o100000: b"f", 0o040000: b"d", 0o120000: b"l"}.get(status.st_mode & 0o170000, b"o")
-        path = prefix + name.encode("utf-8", "surrogateescape")
-        send(b"d", number, kind + str(status.st_size).encode() + b"\0" + path + b"\0")
-        if kind == b"d" and depth > 1 and name != ".git":
+        send(b"d", number, kind + str(status.st_size).encode() + b"\0" + prefix + name + b"\0")
+        if kind == b"d" and depth > 1 and name != b".git":
             try:
                 below = posix.open(name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=folder)
             except OSError:
                 continue
             try:
-                walk(number, below, path + b"/", depth - 1, budget)
+                walk(number, below, prefix + name + b"/", depth - 1, budget)
             finally:
                 posix.close(below)
+
+
+def first_names(folder, budget):
+    """Return the first names of a folder, as many as are still to be sent, however many there are."""
+    names = []
+    with posix.scandir(folder) as found:
+        for entry in found:
+            names.append(entry.name.encode("utf-8", "surrogateescape"))
+            budget[1] += 1
+            if len(names) > LIST_FOLDER:
+                names.sort()
+                del names[budget[0] :]
+    names.sort()
+    return names[: budget[0]]
 
 
 # --- the loop ---
@@ -405,16 +431,18 @@ REQUESTS = {b"R": start, b"G": read_file, b"W": write_file, b"L": list_folder}
 
 def handle(kind, number, payload):
     if kind == b"p":
-        parts[number] = parts.get(number, b"") + payload
+        parts.setdefault(number, []).append(payload)
     elif kind == b"K":
         stop(number)
         reap()
     else:
         try:
-            REQUESTS[kind](number, parts.pop(number, b"") + payload)
+            REQUESTS[kind](number, b"".join([*parts.pop(number, ()), payload]))
         except Refused as refused:
             send(b"!", number, str(refused).encode("utf-8", "replace"))
         except OSError as error:
+            if error.errno in USELESS:
+                posix._exit(1)
             send(b"!", number, (error.strerror or "failed").encode())
         except ValueError as error:
             send(b"!", number, str(error).encode("utf-8", "replace"))

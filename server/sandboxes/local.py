@@ -11,15 +11,15 @@ import logging
 import os
 import signal
 import socket
-import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from server.sandboxes import seccomp
@@ -33,6 +33,7 @@ from server.sandboxes.base import (
     Entry,
     FileData,
     Limits,
+    Listing,
     Machine,
     OnOutput,
     PathError,
@@ -41,7 +42,8 @@ from server.sandboxes.base import (
     SandboxRefusedError,
 )
 from server.sandboxes.cgroups import Cgroup, cgroup
-from server.sandboxes.watchdog import watch
+from server.sandboxes.spawn import Process, spawn
+from server.sandboxes.watchdog import usage_of, watch
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,10 @@ _FLOOD_BYTES = 32 << 20
 _FLOOD_PAUSE_S = 0.002
 _STREAMS = {b"o": STDOUT, b"e": STDERR, b"c": CHANNEL}
 _KINDS = {b"f": "file", b"d": "dir", b"l": "link", b"o": "other"}
+_OUR_PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}" if sys.version_info[3] == "final" else ""
+"""The Python that reads our bytecode: compiling the inner process's source would take a quarter of its start."""
+_INSIDE = "/.inner.py"
+"""Source or bytecode: Python looks at what is in it."""
 INNER = Path(__file__).with_name("inner.py")
 
 
@@ -63,12 +69,13 @@ class Host:
     """What this machine gives to every sandbox, found once per process.
 
     ``view`` are the bubblewrap options that show the allowed part of ``/usr`` and ``/etc``; ``inner`` is a copy of the inner
-    process's source that the sandboxes' user can read.
+    process's source that the sandboxes' user can read, and ``compiled`` its bytecode for the Python that runs us.
     """
 
     bwrap: Path
     view: Sequence[str]
     inner: Path
+    compiled: Path
     uid: int
     gid: int
     reserve_bytes: int
@@ -135,20 +142,24 @@ class LocalSandbox:
         """See `Sandbox.write`."""
         await self._answered(b"W", _fields(os.fsencode(path), data), _Request(anyio.Event()), path)
 
-    async def list(self, path: str, depth: int, limit: int) -> Sequence[Entry]:
+    async def list(self, path: str, depth: int, limit: int) -> Listing:
         """See `Sandbox.list`."""
         request = _Request(anyio.Event(), data=bytearray())
         await self._answered(b"L", _fields(os.fsencode(path), b"%d" % depth, b"%d" % limit), request, path)
         pieces = bytes(request.data or b"").split(b"\0")
-        return tuple(
+        entries = tuple(
             Entry(os.fsdecode(name), _KINDS.get(head[:1], "other"), int(head[1:]) if head[1:].isdigit() else 0)
             for head, name in zip(pieces[0::2], pieces[1::2], strict=False)
         )
+        return Listing(entries, max(len(entries), int(request.result) if request.result.isdigit() else 0))
 
     async def _answered(self, kind: bytes, payload: bytes, request: _Request, path: str) -> None:
         number = await self._ask(kind, payload, request)
-        with anyio.move_on_after(_ANSWER_S):
-            await request.done.wait()
+        try:
+            with anyio.move_on_after(_ANSWER_S):
+                await request.done.wait()
+        finally:
+            self._requests.pop(number, None)
         if not request.done.is_set():
             raise self._kill("the inner process did not answer")
         self._check(number, request, path)
@@ -169,20 +180,22 @@ class LocalSandbox:
         self._requests[number] = request
         head = number.to_bytes(4, "big")
         frames = bytearray()
-        while len(payload) > _PIECE:
-            frames += (5 + _PIECE).to_bytes(4, "big") + b"p" + head + payload[:_PIECE]
-            payload = payload[_PIECE:]
-        frames += (5 + len(payload)).to_bytes(4, "big") + kind + head + payload
+        last = max(0, len(payload) - 1) // _PIECE * _PIECE
+        for at in range(0, last, _PIECE):
+            frames += (5 + _PIECE).to_bytes(4, "big") + b"p" + head + payload[at : at + _PIECE]
+        frames += (5 + len(payload) - last).to_bytes(4, "big") + kind + head + payload[last:]
         await self._send(bytes(frames))
         return number
 
     async def _send(self, frames: bytes) -> None:
+        """Send whole frames, even if whoever asked no longer waits: half a frame would break all that come after it."""
+        left = memoryview(frames)
         try:
-            with anyio.fail_after(_ANSWER_S):
+            with anyio.fail_after(_ANSWER_S, shield=True):
                 async with self._sending:
-                    while frames:
+                    while left:
                         try:
-                            frames = frames[self._channel.send(frames) :]
+                            left = left[self._channel.send(left) :]
                         except BlockingIOError:
                             await anyio.wait_writable(self._channel)
         except TimeoutError:
@@ -300,7 +313,7 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
         stack.callback(os.close, log)
         inner = await _inner_pid(monitor, information)
         if inner is None:
-            monitor.wait()
+            monitor.reap()
             raise SandboxRefusedError(_refusal(log))
         stack.push_async_callback(_end, monitor, inner)
         group.add(inner.pid)
@@ -317,18 +330,7 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
         yield sandbox
 
 
-@dataclass(frozen=True)
-class _Inner:
-    """The inner process as the host sees it."""
-
-    pid: int
-    pidfd: int
-
-    def kill(self) -> None:
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-
-def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[subprocess.Popen[bytes], int, int]:
+def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[Process, int, int]:
     """Start bubblewrap from this thread (it dies with the thread that made it); return it, its log and its information pipe."""
     with ExitStack() as stack:
 
@@ -346,19 +348,10 @@ def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[subpro
         options = [*bwrap_options(machine, host), "--info-fd", str(writing), "--seccomp", str(syscalls)]
         arguments = sealed(b"".join(os.fsencode(option) + b"\0" for option in options))
         program = [str(host.bwrap), "--args", str(arguments), "--", *inner_argv(machine)]
-        drop: dict[str, Any] = {"user": host.uid, "group": host.gid, "extra_groups": []} if host.uid != os.geteuid() else {}
-        monitor = subprocess.Popen(
-            program,
-            stdin=channel.fileno(),
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env={},
-            cwd="/",
-            close_fds=True,
-            pass_fds=(writing, syscalls, arguments),
-            start_new_session=True,
-            **drop,
-        )
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        stack.callback(os.close, nowhere)
+        os.set_inheritable(writing, True)
+        monitor = spawn(program, (channel.fileno(), nowhere, log), (writing, syscalls, arguments), host.uid, host.gid)
     return monitor, log, information
 
 
@@ -366,7 +359,7 @@ def inner_argv(machine: Machine) -> list[str]:
     """Return the command line of the inner process, with the limits that it puts on itself and so on its commands."""
     limits = machine.limits
     rlimits = (f"nproc={limits.processes}", "nofile=8192", "core=0", f"fsize={limits.disk_bytes}")
-    return [machine.python, "-I", "-S", "-E", "-B", "-X", "utf8", "/.inner.py", *rlimits]
+    return [machine.python, "-I", "-S", "-E", "-B", "-X", "utf8", _INSIDE, *rlimits]
 
 
 def bwrap_options(machine: Machine, host: Host) -> list[str]:
@@ -391,7 +384,8 @@ def bwrap_options(machine: Machine, host: Host) -> list[str]:
     options += ["--overlay", str(machine.upper), str(machine.work), WORKDIR]
     for path in machine.masked:
         options += _mask(path)
-    options += ["--ro-bind", str(host.inner), "/.inner.py", "--chdir", WORKDIR]
+    ours = PurePosixPath(machine.python).name == _OUR_PYTHON
+    options += ["--ro-bind", str(host.compiled if ours else host.inner), _INSIDE, "--chdir", WORKDIR]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
@@ -413,7 +407,7 @@ def _hidden_proc() -> list[str]:
     return options
 
 
-async def _inner_pid(monitor: subprocess.Popen[bytes], information: int) -> _Inner | None:
+async def _inner_pid(monitor: Process, information: int) -> Process | None:
     """Read the inner process's pid as bubblewrap tells it, and close the pipe; None if bubblewrap gave up."""
     os.set_blocking(information, False)
     text = b""
@@ -426,12 +420,12 @@ async def _inner_pid(monitor: subprocess.Popen[bytes], information: int) -> _Inn
                     return None
                 text += piece
         digits = text.partition(b'"child-pid":')[2].strip(b" }\n").split(b",")[0]
-        return _Inner(int(digits), os.pidfd_open(int(digits)))
+        return Process(int(digits), os.pidfd_open(int(digits)))
     except (ProcessLookupError, ValueError):
         return None
     except BaseException:
         monitor.kill()
-        monitor.wait()
+        monitor.reap()
         raise
     finally:
         os.close(information)
@@ -464,20 +458,25 @@ async def _listen(sandbox: LocalSandbox, group: Cgroup) -> None:
     sandbox.died(group.kill_reason() or "its first process ended")
 
 
-async def _watch(sandbox: LocalSandbox, scope: anyio.CancelScope, inner: _Inner, machine: Machine, reserve: int) -> None:
+async def _watch(sandbox: LocalSandbox, scope: anyio.CancelScope, inner: Process, machine: Machine, reserve: int) -> None:
+    """Watch a sandbox. One that is opened again over its limits of disk and files may not grow, but must be let to tidy up."""
+
     def breach(reason: str) -> None:
         sandbox.died(reason)
         inner.kill()
 
     with scope:
         try:
-            await watch(inner.pid, machine.upper, machine.limits, reserve, breach)
+            limits = machine.limits
+            size, files = await anyio.to_thread.run_sync(usage_of, machine.upper, abandon_on_cancel=True)
+            limits = replace(limits, disk_bytes=max(limits.disk_bytes, size), files=max(limits.files, files))
+            await watch(inner.pid, machine.upper, limits, reserve, breach)
         except Exception:
             logger.exception("Watching a sandbox failed")
             breach("its limits could not be watched")
 
 
-async def _end(monitor: subprocess.Popen[bytes], inner: _Inner) -> None:
+async def _end(monitor: Process, inner: Process) -> None:
     """Kill the inner process, with it its whole PID namespace, and wait until all of it is gone."""
     with anyio.CancelScope(shield=True):
         try:
@@ -489,16 +488,12 @@ async def _end(monitor: subprocess.Popen[bytes], inner: _Inner) -> None:
         await _exited(monitor)
 
 
-async def _exited(monitor: subprocess.Popen[bytes]) -> None:
-    ended = os.pidfd_open(monitor.pid)
-    try:
-        with anyio.move_on_after(_START_S) as scope:
-            await anyio.wait_readable(ended)
-        if scope.cancelled_caught:
-            monitor.kill()
-    finally:
-        os.close(ended)
-    monitor.wait()
+async def _exited(monitor: Process) -> None:
+    with anyio.move_on_after(_START_S) as scope:
+        await anyio.wait_readable(monitor.pidfd)
+    if scope.cancelled_caught:
+        monitor.kill()
+    monitor.reap()
 
 
 def _fields(*values: bytes) -> bytes:

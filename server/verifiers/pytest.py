@@ -18,14 +18,14 @@ from anyio import to_thread
 
 from server.builds import AGENT_ENV, OPT_ENV, SHELL, limits_of
 from server.environments import Environment
-from server.layers import make_opaque, make_whiteout
-from server.patches import Patch, write_layer
+from server.patches import Patch
 from server.records import Outcome, Verdict
 from server.sandboxes.base import CHANNEL, WORKDIR, Command, CommandResult, Machine, OnOutput, SandboxDiedError, SandboxError
 from server.sandboxes.local import open_sandbox
-from server.snapshots import find_truth, source_digest
+from server.snapshots import source_digest
 from server.state import remove_tree
 from server.verifiers.base import Bench, VerifierError
+from server.verifiers.hidden import hidden_layer, patch_layer
 from server.verifiers.outcomes import Records
 from tasks.model import Task
 
@@ -68,13 +68,14 @@ async def verify(task: Task, environment: Environment, patch: Patch, bench: Benc
     started = time.monotonic()
     timings: dict[str, float] = {}
     flags: list[str] = []
+    log = bytearray()
     with _bench_folder(bench) as folder:
         with _timed(timings, "layers"):
-            hidden = await to_thread.run_sync(_hidden_layer, task, bench)
-            layers = [await to_thread.run_sync(_patch_layer, patch, environment, bench, folder)]
+            hidden = await to_thread.run_sync(hidden_layer, task, bench)
+            layers = [await to_thread.run_sync(patch_layer, patch, environment, bench, folder)]
         if task.facts.verifier.build:
             with _timed(timings, "build"):
-                built = await _build(task, environment, layers, bench, folder)
+                built = await _build(task, environment, layers, bench, folder, log)
             layers += [built] if built else []
             flags += [] if built else ["build_failed"]
         with _timed(timings, "tests"):
@@ -96,7 +97,7 @@ async def verify(task: Task, environment: Environment, patch: Patch, bench: Benc
         digests=_digests(task, environment, patch),
         enforced=run.enforced if run is not None else {},
         timings=timings,
-        log=bench.blobs.put(bytes(run.log)) if run is not None else "",
+        log=bench.blobs.put(bytes(log if run is None else run.log)),
     )
 
 
@@ -136,7 +137,7 @@ async def _run(task: Task, environment: Environment, layers: Sequence[Path], ben
     python = f"{OPT_ENV}/bin/python"
     env = {**AGENT_ENV, **facts.env, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = Command(
-        [python, "-I", "-B", f"{_INSIDE}/runner.py", f"{_INSIDE}/config.json"],
+        [python, "-I", "-S", "-B", f"{_INSIDE}/runner.py", f"{_INSIDE}/config.json"],
         env,
         cwd="/",
         timeout_s=facts.timeout_s,
@@ -172,13 +173,37 @@ async def _in_sandbox(
         raise VerifierError(f"No sandbox for the verification: {error}") from error
 
 
-async def _build(task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> Path | None:
-    """Run the task's build step over the patch, in a sandbox of its own; return the layer it wrote, None if it failed."""
-    made = folder / "built"
-    machine = _machine(task, environment, layers, bench, made, {})
+async def _build(
+    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+) -> Path | None:
+    """Run the task's build step over the patch; return the layer it wrote, or None if the submission breaks it."""
+    for name in ("built", "rebuilt"):
+        result = await _built(task, environment, layers, bench, folder / name, log)
+        if result is not None and result.exit_code == 0:
+            return folder / name / "upper"
+        if result is not None and not result.timed_out:
+            break
+    control_log = bytearray()
+    control = await _built(task, environment, (), bench, folder / "control", control_log)
+    if control is None or control.exit_code != 0:
+        raise VerifierError(
+            f"The build step of {task.id} fails also without the patch. Nothing was scored. Last lines:\n{_last(control_log)}"
+        )
+    return None
+
+
+async def _built(
+    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+) -> CommandResult | None:
+    """Run the build step once, in a sandbox of its own that writes to ``folder``."""
+
+    def take(_: int, data: bytes) -> None:
+        if len(log) < _LOG_BYTES:
+            log.extend(data)
+
+    machine = _machine(task, environment, layers, bench, folder, {})
     command = Command([SHELL, "-ec", task.facts.verifier.build], AGENT_ENV, timeout_s=task.facts.verifier.timeout_s)
-    result = await _in_sandbox(machine, command, bench, lambda *_: None)
-    return made / "upper" if result is not None and result.exit_code == 0 else None
+    return await _in_sandbox(machine, command, bench, take)
 
 
 def _machine(
@@ -213,47 +238,6 @@ def _kit(task: Task, bench: Bench, folder: Path) -> Path:
     return kit
 
 
-def _hidden_layer(task: Task, bench: Bench) -> Path:
-    """Return the layer with the ground truth's tests and protected files; made once per task, mounted by verifiers only."""
-    truth = find_truth(task.facts.solution, task.folder, bench.state)
-    if truth is None:
-        raise VerifierError(f"The ground truth of {task.id} is missing. Run `seatrial tasks build {task.id}`.")
-    facts = task.facts.verifier
-    owned = [*facts.test_paths]
-    single = {*facts.protected, *(parent / "conftest.py" for path in facts.test_paths for parent in path.parents)}
-    name = hashlib.sha256(repr((truth.parent.name, sorted(owned), sorted(single))).encode()).hexdigest()
-
-    def fill(layer: Path) -> None:
-        for path in (*owned, *sorted(single)):
-            if not any(path != other and path.is_relative_to(other) for other in owned):
-                _restore(truth, layer, path)
-        bench.state.own_tree(layer)
-
-    bench.state.make("hidden")
-    return bench.state.publish(bench.state.shared / "hidden" / name, fill)
-
-
-def _restore(truth: Path, layer: Path, path: PurePosixPath) -> None:
-    """Put ``path`` into the layer as the ground truth has it: whole, or gone."""
-    source, target = truth / path, layer / path
-    target.parent.mkdir(0o755, parents=True, exist_ok=True)
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        make_opaque(target)
-    elif source.exists() or source.is_symlink():
-        shutil.copy2(source, target, follow_symlinks=False)
-    else:
-        make_whiteout(target)
-
-
-def _patch_layer(patch: Patch, environment: Environment, bench: Bench, folder: Path) -> Path:
-    layer = folder / "patch"
-    layer.mkdir(0o755)
-    write_layer(patch, bench.blobs, environment.lowers, layer)
-    bench.state.own_tree(layer)
-    return layer
-
-
 @contextmanager
 def _bench_folder(bench: Bench) -> Generator[Path]:
     """Yield a folder for one verification; it is locked while we live, so that whoever reaps knows."""
@@ -284,7 +268,7 @@ def _digests(task: Task, environment: Environment, patch: Patch) -> dict[str, st
         "environment": environment.digest,
         "toolchain": environment.interpreter.name,
         "truth": source_digest(task.facts.solution, task.folder),
-        "verifier": hashlib.sha256(RUNNER.read_bytes() + Path(__file__).read_bytes()).hexdigest(),
+        "verifier": hashlib.sha256(b"".join(path.read_bytes() for path in sorted(RUNNER.parent.glob("*.py")))).hexdigest(),
         "patch": patch.digest,
         "server": version("seatrial"),
     }

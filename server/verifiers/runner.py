@@ -1,4 +1,7 @@
-"""Runs in the verifier's sandbox as ``python -I -B runner.py CONFIG``: pytest with a trusted configuration.
+"""Runs in the verifier's sandbox as ``python -I -S -B runner.py CONFIG``: pytest with a trusted configuration.
+
+Without ``-S`` Python would run the submission's ``sitecustomize.py`` before this file: environments may put the workspace
+on the path with a ``.pth`` file. So `site` is loaded by hand, after the start record.
 
 Outcomes go to descriptor 3, one JSON object per line, each with the nonce that was read from standard input and a
 number that counts up; the last is the end record. What is printed proves nothing and is only logged. Everything that this
@@ -7,9 +10,11 @@ file and pytest need at the start is imported before the submission's code can b
 
 import json
 import os
+import site
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(sys.executable).parents[1] / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"))
 import pytest
 
 CHANNEL = 3
@@ -56,6 +61,14 @@ class Reporter:
         self.records.write(kind="phase", id=report.nodeid, when=report.when, outcome=outcome)
 
 
+def load_site():
+    """Make this the interpreter of the virtual environment, as it would be without ``-S``, but for ``sitecustomize``."""
+    sys.path.pop()
+    sys.modules["sitecustomize"] = None
+    site.main()
+    del sys.modules["sitecustomize"]
+
+
 def main():
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     nonce = sys.stdin.readline().strip()
@@ -63,6 +76,7 @@ def main():
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir("/")
     records.write(kind="start")
+    load_site()
     sys.path[:0] = config["pythonpath"]
     arguments = [*config["options"], *config["args"], *config["files"]]
     code = pytest.main(arguments, plugins=[Reporter(records, frozenset(config["expected"]))])

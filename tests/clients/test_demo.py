@@ -17,8 +17,8 @@ TIMEOUT_S = 900
 
 
 @pytest.fixture(scope="module")
-def environment(shared_state_folder: Path) -> dict[str, str]:
-    return inherited_environment() | {"SEATRIAL_STATE": str(shared_state_folder / "demo")}
+def environment(built_state: Path) -> dict[str, str]:
+    return inherited_environment() | {"SEATRIAL_STATE": str(built_state)}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def test_the_results_show_the_trials_of_the_demo(demo: Any, environment: dict[st
     assert {trial["id"]: trial["reward"] for trial in shown["trials"]} == {
         trial["trial"]: trial["reward"] for trial in demo["trials"]
     }
+    assert {mean["containment"] for mean in shown["means"]} == {"sealed"}
+    assert {tuple(mean["assurance"]) for mean in shown["means"]} == {("basic",)}
     assert {(mean["agent"], mean["mean_reward"]) for mean in shown["means"]} == {("oracle", 1.0), ("nop", 0.0)}
 
 

@@ -1,0 +1,61 @@
+"""The layers of a verification: the submission's patch, and on top of everything the ground truth's tests."""
+
+import hashlib
+import shutil
+from pathlib import Path, PurePosixPath
+
+from server.environments import Environment
+from server.layers import make_opaque, make_whiteout
+from server.patches import Patch, write_layer
+from server.snapshots import find_truth
+from server.verifiers.base import Bench, VerifierError
+from tasks.model import Task
+
+FORMAT = 1
+"""Part of a hidden layer's name: raise it when the same truth would give another layer."""
+
+
+def hidden_layer(task: Task, bench: Bench) -> Path:
+    """Return the layer with the ground truth's tests and protected files; made once per task, mounted by verifiers only.
+
+    Raises:
+        VerifierError: the ground truth is not there.
+    """
+    truth = find_truth(task.facts.solution, task.folder, bench.state)
+    if truth is None:
+        raise VerifierError(f"The ground truth of {task.id} is missing. Run `seatrial tasks build {task.id}`.")
+    facts = task.facts.verifier
+    owned = [*facts.test_paths]
+    single = {*facts.protected, *(parent / "conftest.py" for path in facts.test_paths for parent in path.parents)}
+    name = hashlib.sha256(repr((FORMAT, truth.parent.name, sorted(owned), sorted(single))).encode()).hexdigest()
+
+    def fill(layer: Path) -> None:
+        for path in (*owned, *sorted(single)):
+            if not any(path != other and path.is_relative_to(other) for other in owned):
+                _restore(truth, layer, path)
+        bench.state.own_tree(layer)
+
+    bench.state.make("hidden")
+    return bench.state.publish(bench.state.shared / "hidden" / name, fill)
+
+
+def _restore(truth: Path, layer: Path, path: PurePosixPath) -> None:
+    """Put ``path`` into the layer as the ground truth has it: whole, or gone."""
+    source, target = truth / path, layer / path
+    target.parent.mkdir(0o755, parents=True, exist_ok=True)
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        make_opaque(target)
+    elif source.exists() or source.is_symlink():
+        shutil.copy2(source, target, follow_symlinks=False)
+    else:
+        make_whiteout(target)
+
+
+def patch_layer(patch: Patch, environment: Environment, bench: Bench, folder: Path) -> Path:
+    """Write ``patch`` as a layer into ``folder``."""
+    layer = folder / "patch"
+    layer.mkdir(0o755)
+    write_layer(patch, bench.blobs, environment.lowers, layer)
+    bench.state.own_tree(layer)
+    return layer
