@@ -4,17 +4,19 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
 from server.downloads import fetch_wheels
 from server.host import prepare_host
 from server.interpreters import MOUNTED_AT, Interpreter
-from server.sandboxes.base import STDOUT, Command, CommandResult, Limits, Machine, Sandbox
+from server.sandboxes.base import STDOUT, WORKDIR, Command, CommandResult, Limits, Machine, Sandbox
 from server.sandboxes.local import open_sandbox
 from server.settings import Settings
 from server.snapshots import Snapshot
@@ -82,7 +84,7 @@ async def set_up(fresh: Path, task: Task, snapshot: Snapshot, tools: Tools, repo
     if facts.requirements:
         report("fetching requirements")
         pins = task.folder / facts.requirements
-        wheels = await to_thread.run_sync(fetch_wheels, pins, tools.interpreter.version[:2], state)
+        wheels = await to_thread.run_sync(fetch_wheels, pins, tools.interpreter.version[:2], state, abandon_on_cancel=True)
     host = prepare_host(tools.settings, state)
     for name in ("env", "tree", "work", "kit", "scan", "scanwork"):
         (fresh / name).mkdir(0o755)
@@ -98,7 +100,7 @@ async def set_up(fresh: Path, task: Task, snapshot: Snapshot, tools: Tools, repo
         limits=limits_of(task),
     )
     log = _Log(state.private / "logs" / f"build-{task.id}.log")
-    async with anyio.create_task_group() as background:
+    async with _background() as background:
         async with open_sandbox(machine, host, background, f"build-{fresh.name[-8:]}") as sandbox:
             report(f"installing {len(wheels)} packages" if wheels else "setting up")
             for step in _steps(task, bool(wheels)):
@@ -113,12 +115,25 @@ async def set_up(fresh: Path, task: Task, snapshot: Snapshot, tools: Tools, repo
         )
         async with open_sandbox(looking, host, background, f"scan-{fresh.name[-8:]}") as sandbox:
             masked = await _scan(sandbox, tools.interpreter.inside, _names_under_test(task, snapshot))
-        background.cancel_scope.cancel()
     for name in ("work", "kit", "scan", "scanwork"):
         remove_tree(fresh / name)
     log.path.unlink(missing_ok=True)
     facts_of = {"masked": masked, "task": task.id, "python": tools.interpreter.version_text}
     (fresh / "environment.json").write_text(json.dumps(facts_of))
+
+
+@asynccontextmanager
+async def _background() -> AsyncGenerator[TaskGroup]:
+    """Yield a group for the tasks of sandboxes; what fails in the block is raised as it is, not as a group."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            yield group
+        except Exception as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _lay_out_kit(kit: Path, task: Task, wheels: Sequence[Path]) -> None:
@@ -157,7 +172,8 @@ def _steps(task: Task, wheels: bool) -> list[tuple[str, list[str]]]:
 async def _step(sandbox: Sandbox, step: tuple[str, list[str]], log: "_Log", task: Task) -> None:
     what, argv = step
     env = {**AGENT_ENV, "PYTHONPATH": "/opt/kit/pip"} if "pip" in argv else AGENT_ENV
-    result = await sandbox.run(Command(argv, env, timeout_s=SETUP_TIMEOUT_S), log.take)
+    cwd = WORKDIR if "/opt/kit/setup.sh" in argv else "/"  # our own steps must import nothing of the repository
+    result = await sandbox.run(Command(argv, env, cwd=cwd, timeout_s=SETUP_TIMEOUT_S), log.take)
     if result.exit_code != 0:
         raise BuildError(
             f"Task {task.id}: could not {what} ({_ended(result)}). Last lines:\n{log.tail()}\nThe whole log: {log.path}"

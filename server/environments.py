@@ -37,6 +37,11 @@ class Environment:
     python: str
     masked: tuple[str, ...]
 
+    @property
+    def present(self) -> bool:
+        """Whether it is still there; folders of the state folder may be removed by hand."""
+        return all(path.exists() for path in (*self.lowers, self.env, self.interpreter))
+
     def machine(
         self, upper: Path, work: Path, limits: Limits, *, layers: Sequence[Path] = (), files: Mapping[str, Path] | None = None
     ) -> Machine:
@@ -69,13 +74,13 @@ async def build_environment(task: Task, settings: Settings, state: State, report
     Raises:
         SeaTrialError: something cannot be fetched or set up; the text says what.
     """
-    facts = task.facts
+    facts = task.facts  # threads are abandoned when the server stops: what they make appears whole or not at all
     interpreter = await to_thread.run_sync(choose_interpreter, facts.environment.python, settings)
     report(f"fetching {_named(task)}")
-    snapshot = await to_thread.run_sync(build_snapshot, facts.snapshot, task.folder, state)
-    await to_thread.run_sync(build_truth, facts.solution, task.folder, state)
+    snapshot = await to_thread.run_sync(build_snapshot, facts.snapshot, task.folder, state, abandon_on_cancel=True)
+    await to_thread.run_sync(build_truth, facts.solution, task.folder, state, abandon_on_cancel=True)
     report(f"staging Python {interpreter.version_text}")
-    staged = await to_thread.run_sync(stage_interpreter, interpreter, state)
+    staged = await to_thread.run_sync(stage_interpreter, interpreter, state, abandon_on_cancel=True)
     state.make("environments")
     target = state.shared / "environments" / _digest(task, snapshot, interpreter)
     if not target.exists():

@@ -63,6 +63,7 @@ _trials = Table(
     Column("error", Text, nullable=False),
     Column("flags", Text, nullable=False),
     Column("timings", Text, nullable=False),
+    Index("attempts", "task", "agent", "model", "job", "group", "repetition", "attempt"),
 )
 _events = Table(
     "events",
@@ -102,8 +103,8 @@ class Store:
         """Insert ``record`` with its attempt number: one more than the trials of the same agent, task and place in a job."""
         with self._engine.begin() as connection:
             same = [_trials.c[name] == getattr(record, name) for name in ("task", "agent", "model", "job", "group", "repetition")]
-            earlier = connection.execute(select(func.count()).select_from(_trials).where(*same)).scalar_one()
-            record = dataclasses.replace(record, attempt=earlier + 1)
+            last = connection.execute(select(func.max(_trials.c.attempt)).where(*same)).scalar_one()
+            record = dataclasses.replace(record, attempt=(last or 0) + 1)
             connection.execute(insert(_trials).values(_row(record)))
         return record
 

@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 
 import anyio
 from anyio import to_thread
@@ -52,6 +51,8 @@ class Trials:
         self._trials: dict[str, Trial] = {}
         """By trial id, so that one that was recovered is found by its workspace id too."""
         self._assigned: Trial | None = None
+        self._found: dict[str, Environment] = {}
+        """By task digest: to find one again would mean to read what may be a large tree."""
         self._finding = anyio.Lock()
         self._catalog: Catalog | None = None
         self._services: Services | None = None
@@ -124,14 +125,17 @@ class Trials:
 
     async def _prepare(self, trial: Trial, services: Services) -> None:
         """Give the trial its workspace, at once if the environment is built, else as soon as it is."""
+        found = self._found.get(trial.task.digest)
         try:
-            found = await to_thread.run_sync(find_environment, trial.task, self.settings, services.state)
+            if found is None or not found.present:
+                found = await to_thread.run_sync(find_environment, trial.task, self.settings, services.state)
         except SeaTrialError as error:
             self._end(trial, None, state="error", error_class="build", error=str(error))
             raise
         if found is None:
             self._background.start_soon(self._guarded, self._build, trial, services)
         else:
+            self._found[trial.task.digest] = found
             await self._make_ready(trial, found, services)
 
     async def _build(self, trial: Trial, services: Services) -> None:
@@ -159,7 +163,6 @@ class Trials:
                 return  # it was given up while its environment was being built
             folder, limits = make_folder(services.state, trial.id), limits_of(trial.task)
             workspace = Workspace(folder, environment, limits, services.host, self._background, trial.log.command_ended)
-            workspace.next_command = trial.log.next_command()
             if trial.record.state == "building":
                 try:
                     await workspace.sandbox()
@@ -171,6 +174,8 @@ class Trials:
                 trial.record = services.store.update_trial(
                     trial.id, state="open", ready_at=now, deadline_at=now + trial.task.agent_timeout_s, timings=trial.timings
                 )
+            else:
+                workspace.next_command = trial.log.next_command()
             trial.environment, trial.workspace = environment, workspace
         self._background.start_soon(self._guarded, self._expire, trial)
 
@@ -318,13 +323,16 @@ class Trials:
 
     def _end(self, trial: Trial, verdict: Verdict | None, **changes: object) -> None:
         """Record the end on disk, then let go of everything that the trial holds."""
-        services = self._opened
-        trial.record = services.store.end_trial(trial.id, verdict, timings=trial.timings, **changes)
+        trial.record = self._opened.store.end_trial(trial.id, verdict, timings=trial.timings, **changes)
         trial.workspace = None
+        trial.ended.set()
+        self._background.start_soon(self._guarded, self._remove, trial)
+
+    async def _remove(self, trial: Trial) -> None:
+        """Remove the files of a trial that is over; until they are gone its lock keeps others from doing the same."""
+        folder = self._opened.state.shared / "workspaces" / trial.id
+        await to_thread.run_sync(remove_tree, folder, abandon_on_cancel=True)  # the next server would go on
         self._release(trial)
-        folder = services.state.shared / "workspaces" / trial.id
-        removing = partial(to_thread.run_sync, remove_tree, folder, abandon_on_cancel=True)  # the next server would go on
-        self._background.start_soon(self._guarded, removing)
 
     def _release(self, trial: Trial) -> None:
         if trial.lock is not None:

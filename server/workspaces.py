@@ -154,7 +154,7 @@ class Workspace:
             command.fault = "a fault of the server's; run it again"
         finally:
             if command.result is None and not command.fault:
-                command.fault = "stopped"
+                command.fault = "its server was stopped"
             try:
                 self._ended(command)
             except Exception:

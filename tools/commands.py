@@ -143,7 +143,7 @@ def _state(running: RunningCommand) -> str:
         return f"{running.id} was killed: {running.fault}. Files in /workspace are kept."
     result = running.result
     if result.timed_out:
-        return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.0f} s."
+        return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.1f} s."
     shell = "" if SHELL.endswith("bash") else f", {SHELL}"
     signal = f" (killed by signal {-result.exit_code})" if result.exit_code < 0 else ""
     return f"exit code {result.exit_code}{signal} ({running.id}, {result.duration_s:.1f} s{shell})"

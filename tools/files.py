@@ -146,10 +146,11 @@ async def _read_lines(sandbox: Sandbox, name: str, start: int, count: int) -> _L
 
 
 def _numbered(name: str, found: _Lines, start: int) -> str:
-    text, at = "", start
+    text, at, room = "", start, LIMIT - 200
     for line in found.lines:
         piece = f"{at}\t{_line(name, at, line)}\n"
-        if escaped(text + piece) > LIMIT - 200:
+        room -= escaped(piece)
+        if room < 0:
             break
         text += piece
         at += 1
@@ -161,6 +162,8 @@ def _numbered(name: str, found: _Lines, start: int) -> str:
 
 def _line(name: str, number: int, line: bytes) -> str:
     """Return one line; of a long one the beginning, and the command that shows the rest."""
+    if len(line) <= _WIDTH // 2 and line.isascii():  # most are, and need no second look
+        return line.decode("ascii").removesuffix("\r")
     text = exact_text(line)
     part = head_of(text[:_WIDTH], _WIDTH * 3)
     if len(part) == len(text):
@@ -265,7 +268,7 @@ async def search_files(
     where = inside(path)
     if "\0" in pattern or "\0" in glob or not pattern:
         raise SeaTrialError("A pattern is not empty and has no NUL.")
-    argv = ["/usr/bin/grep", "-rnHIPZ", "--exclude-dir=.git"]
+    argv = ["/usr/bin/grep", "-rnHIPZ", "--devices=skip", "--exclude-dir=.git"]
     argv += [f"--include={PurePosixPath(glob).name}"] if glob else []
     found, errors, complete = await _grep(await workspace.sandbox(), [*argv, "-e", pattern, "--", where])
     if errors and not found:

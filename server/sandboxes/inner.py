@@ -15,6 +15,7 @@ FRAME = 1 << 16
 PIECE = 60_000
 LATE_PIPES = 64
 KILL_ROUNDS = 20
+KILL_WAITS = 3000
 LIST_FOLDER = 20_000
 USELESS = (12, 23, 24, 27)  # ENOMEM, ENFILE, EMFILE, EFBIG: a command has taken our own means away, say with prlimit
 LEFT_BEHIND = b"[what earlier commands left behind was killed: it had used up the processes]\n"
@@ -81,6 +82,8 @@ def start(number, payload):
         try:
             pid = spawn(number, arguments, environment, moves)
         except OSError as error:
+            if error.errno in USELESS:
+                raise
             raise Refused(f"{arguments[0].decode(errors='replace')}: {error.strerror}") from None
     except BaseException:
         for fd in (*ours, write_in):
@@ -230,18 +233,28 @@ def stop(number):
 
 
 def kill(root, owners):
-    """Kill the `victims`. If they cannot be outrun (a fork bomb), kill everything but us."""
-    for _ in range(KILL_ROUNDS):
+    """Kill the `victims`. If they cannot be outrun (a fork bomb), kill everything but us.
+
+    A killed process needs the processor once more to end, so on a busy machine it is still there for some rounds: only
+    rounds that bring new ones count.
+    """
+    struck, outrun = set(), 0
+    for _ in range(KILL_WAITS):
         chosen = victims(root, owners)
         if not chosen:
             return
+        outrun += not chosen <= struck
+        if outrun > KILL_ROUNDS:
+            posix.kill(-1, _signal.SIGKILL)
+            return
+        struck |= chosen
         for pid in chosen:
             try:
                 posix.kill(pid, _signal.SIGKILL)
             except OSError:
                 pass
         reap_orphans(root)
-    posix.kill(-1, _signal.SIGKILL)
+        select.select((), (), (), 0.001)
 
 
 def reap_orphans(root):
@@ -269,17 +282,32 @@ def beneath(path, flags):
 def why_not(path):
     """Say why ``path`` could not be opened."""
     posix.close(posix.dup(0))  # or that we can open nothing any more
-    try:
-        posix.lstat(path, dir_fd=workspace)
-    except FileNotFoundError:
-        return Refused("no such file or folder")
-    except OSError as error:
-        return Refused(error.strerror)
-    try:
-        posix.stat(path, dir_fd=workspace)
-    except OSError as error:
-        return Refused("a symlink that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror)
-    return Refused("permission denied, or a symlink that leads outside the workspace")
+    mode = mode_of(path)
+    if mode is not None:
+        return Refused("permission denied" if mode & 0o170000 == 0o100000 else f"not a regular file but a {kind_of(mode)}")
+    for look in (posix.lstat, posix.stat):
+        try:
+            look(path, dir_fd=workspace)
+        except FileNotFoundError:
+            return Refused("no such file or folder" if look is posix.lstat else "a symlink that leads nowhere")
+        except OSError as error:
+            return Refused(error.strerror)
+    return Refused("a symlink that leads outside the workspace")
+
+
+def mode_of(path):
+    """Return the mode of what ``path`` leads to, or None if that is nothing of the workspace's."""
+    fd = beneath(path, _O_PATH)
+    if fd is None:
+        return None
+    mode = posix.fstat(fd).st_mode
+    posix.close(fd)
+    return mode
+
+
+def is_folder(path):
+    mode = mode_of(path)
+    return mode is not None and mode & 0o170000 == 0o040000
 
 
 def kind_of(mode):
@@ -343,7 +371,7 @@ def new_place(path):
             pass
     folder = beneath(made, posix.O_RDONLY | posix.O_DIRECTORY)
     if folder is None:
-        raise Refused("its folder is not a folder of the workspace")
+        raise Refused("permission denied" if is_folder(made) else "its folder is not a folder of the workspace")
     return folder, name, 0o644
 
 
@@ -373,12 +401,9 @@ def list_folder(number, payload):
     path, depth, limit = fields(payload)
     top = beneath(path, posix.O_RDONLY | posix.O_DIRECTORY)
     if top is None:
-        fd = beneath(path, _O_PATH)
-        if fd is None:
+        if mode_of(path) is None:
             raise why_not(path)
-        is_folder = posix.fstat(fd).st_mode & 0o170000 == 0o040000
-        posix.close(fd)
-        raise Refused("permission denied" if is_folder else "not a folder")
+        raise Refused("permission denied" if is_folder(path) else "not a folder")
     budget = [int(limit), 0]
     try:
         walk(number, top, b"", int(depth), budget)

@@ -96,13 +96,13 @@ class _Request:
 class LocalSandbox:
     """A running local sandbox; made by `open_sandbox` only."""
 
-    def __init__(self, channel: socket.socket, enforced: Mapping[str, str]) -> None:
+    def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._requests: dict[int, _Request] = {}
         self._last = 0
         self._sending = anyio.Lock()
         self._died = ""
-        self.enforced = enforced
+        self.enforced: Mapping[str, str] = {}
         self.ready = anyio.Event()
 
     async def run(self, command: Command, on_output: OnOutput) -> CommandResult:
@@ -316,10 +316,11 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
             monitor.reap()
             raise SandboxRefusedError(_refusal(log))
         stack.push_async_callback(_end, monitor, inner)
-        group.add(inner.pid)
-        sandbox = LocalSandbox(ours, _enforced(machine.limits, group))
+        sandbox = LocalSandbox(ours)
         background.start_soon(_listen, sandbox, group)
         stack.callback(sandbox.died, "it was closed")
+        await anyio.to_thread.run_sync(group.add, inner.pid)  # the kernel takes as long as the inner process does to start
+        sandbox.enforced = _enforced(machine.limits, group)
         with anyio.move_on_after(_START_S):
             await sandbox.ready.wait()
         if sandbox.dead or not sandbox.ready.is_set():
@@ -455,7 +456,8 @@ async def _listen(sandbox: LocalSandbox, group: Cgroup) -> None:
         await sandbox.listen()
     except Exception:
         logger.exception("Listening to a sandbox failed")
-    sandbox.died(group.kill_reason() or "its first process ended")
+    finally:  # also when the server stops: nobody must wait for an answer that nobody would take in
+        sandbox.died(group.kill_reason() or "its first process ended")
 
 
 async def _watch(sandbox: LocalSandbox, scope: anyio.CancelScope, inner: Process, machine: Machine, reserve: int) -> None:

@@ -187,7 +187,7 @@ def open_starter(kit: Kit) -> Generator[Starter]:
     log, syscalls = os.memfd_create("log", 0), os.memfd_create("syscalls", 0)
     os.write(syscalls, seccomp.filter_program(os.uname().machine))
     drop: dict[str, Any] = {"user": kit.state.uid, "group": kit.state.gid, "extra_groups": []} if kit.state.drops_user else {}
-    command = [program, "-I", "-S", "-c", (HERE / "starter.py").read_text(), str(log)]
+    command: list[str] = [str(program), "-I", "-S", "-c", (HERE / "starter.py").read_text(), str(log)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     try:
         with subprocess.Popen(command, **pipes, env={}, cwd="/", pass_fds=(log, syscalls), **drop) as process:
@@ -205,7 +205,7 @@ def bare_bwrap(starter: Starter, host: Host, machine: Machine, argv: Sequence[st
 def spawned(argv: Sequence[str], env: Mapping[str, str]) -> float:
     """Return how many seconds a program took, started by this process in the fastest way."""
     started = time.perf_counter()
-    pid = os.posix_spawn(argv[0], argv, env)
+    pid = os.posix_spawn(argv[0], list(argv), env)
     _, status = os.waitpid(pid, 0)
     if status:
         raise BenchError(f"{argv[0]} ended with {status}")

@@ -2,7 +2,8 @@
 
 A line of JSON in: ``argv``, ``env``, and ``rewind``: descriptors that the program reads from their beginning. A line out:
 seconds from before posix_spawn to after waitpid, and the exit code. With ``hold`` it does not wait, and answers 0 and the
-pid; with ``kill``, a list of pids, it ends those and waits for all that it holds. So small a process starts others as fast as one can.
+pid; with ``kill``, a list of pids, it ends those and waits for all that it holds. So small a process starts others as
+fast as one can.
 """
 
 import json
@@ -13,7 +14,7 @@ import time
 
 nothing, log = os.open(os.devnull, os.O_RDWR), int(sys.argv[1])
 to = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, nothing, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
-held = []
+held: list[int] = []
 for line in sys.stdin:
     asked = json.loads(line)
     started = time.perf_counter()

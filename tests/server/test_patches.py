@@ -1,25 +1,18 @@
 """Changes made in a real sandbox: read as a patch, written as a layer, mounted again, and the same tree is seen."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
+from boxes import Box
 
 from server.blobs import BlobError, Blobs
-from server.host import prepare_host
-from server.interpreters import MOUNTED_AT, Interpreter, choose_interpreter, stage_interpreter
 from server.patches import MAX_CHANGES, Change, Patch, PatchError, load_patch, read_patch, write_layer
-from server.sandboxes.base import Command, Limits, Machine
-from server.sandboxes.local import Host, open_sandbox
-from server.settings import Settings
-from server.state import State, open_state, remove_tree
+from server.state import remove_tree
 
 pytestmark = pytest.mark.anyio
 
@@ -37,82 +30,10 @@ TREE: Mapping[str, str] = {
 }
 """The snapshot; `run.sh` is executable, `link` is a symlink to README.md, `to-pkg` one to a folder."""
 
-SEE = """
-import hashlib, json, os, stat
-seen, left_out = {}, (b'.git', b'__pycache__', b'.pytest_cache')
-for folder, folders, files in os.walk(b'.'):
-    folders[:] = [one for one in folders if one not in left_out]
-    for name in folders + [one for one in files if one not in left_out]:
-        path = os.path.join(folder, name)
-        status = os.lstat(path)
-        key = path[2:].decode('utf-8', 'surrogateescape')
-        if stat.S_ISLNK(status.st_mode):
-            seen[key] = ['link', os.readlink(path).decode('utf-8', 'surrogateescape')]
-        elif stat.S_ISREG(status.st_mode) and not name.endswith(b'.pyc'):
-            if not os.access(path, os.R_OK):
-                os.chmod(path, status.st_mode | 0o400)
-            seen[key] = ['file', hashlib.sha256(open(path, 'rb').read()).hexdigest(), bool(status.st_mode & 0o100)]
-print(json.dumps(seen))
-"""
-
-
-@dataclass
-class Box:
-    """Sandboxes over the same snapshot."""
-
-    folder: Path
-    state: State
-    host: Host
-    python: Interpreter
-    staged: Path
-    lowers: list[Path] = field(default_factory=list)
-
-    def fresh(self, name: str) -> Path:
-        path = self.folder / name
-        path.mkdir(0o755, exist_ok=True)
-        self.state.own(path)
-        return path
-
-    async def run(self, script: str, upper: Path, lowers: list[Path], *, shell: bool = True) -> str:
-        """Run a script in a sandbox over ``lowers`` that writes to ``upper``, and return what it printed."""
-        work = self.fresh(f"{upper.name}-work")
-        machine = Machine(lowers, upper, work, {MOUNTED_AT: self.staged}, self.python.inside, limits=Limits(files=100_000))
-        printed = bytearray()
-
-        def take(stream: int, data: bytes) -> None:
-            printed.extend(data)
-
-        argv = ["/bin/bash", "-ec", script] if shell else [self.python.inside, "-I", "-c", script]
-        env = {"PATH": f"{MOUNTED_AT}/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-        with anyio.fail_after(120):
-            async with anyio.create_task_group() as background:
-                async with open_sandbox(machine, self.host, background, f"patches-{os.getpid()}") as sandbox:
-                    result = await sandbox.run(Command(argv, env, timeout_s=100), take)
-                background.cancel_scope.cancel()
-        text = printed.decode("utf-8", "surrogateescape")
-        assert result.exit_code == 0, text
-        return text
-
-    async def change(self, script: str) -> Path:
-        """Return the upper folder in which ``script`` left its change."""
-        upper = self.fresh("upper")
-        await self.run(script, upper, self.lowers)
-        return upper
-
-    async def seen(self, name: str, lowers: list[Path], upper: Path | None = None) -> dict[str, object]:
-        """Return every file and symlink of a merged tree, as a process in a sandbox sees them."""
-        found = json.loads(await self.run(SEE, upper or self.fresh(name), lowers, shell=False))
-        assert isinstance(found, dict)
-        return found
-
 
 @pytest.fixture
-def box(shared_state_folder: Path, state_folder: Path) -> Generator[Box]:
-    settings = Settings(shared_state_folder / "state")
-    state = open_state(settings)
-    python = choose_interpreter(">=3.11", settings)
-    made = Box(state_folder, state, prepare_host(settings, state), python, stage_interpreter(python, state))
-    state.own(state_folder)
+def box(shared_state_folder: Path, state_folder: Path) -> Box:
+    made = Box(shared_state_folder, state_folder)
     tree = made.fresh("tree")
     for path, text in TREE.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +41,9 @@ def box(shared_state_folder: Path, state_folder: Path) -> Generator[Box]:
     (tree / "run.sh").chmod(0o755)
     (tree / "link").symlink_to("README.md")
     (tree / "to-pkg").symlink_to("pkg")
-    state.own_tree(tree)
+    made.state.own_tree(tree)
     made.lowers = [tree]
-    yield made
+    return made
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Submissions, honest and hostile, judged by the real server: what they score and what is noted beside it."""
 
+import json
 import shlex
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_task(folder, "lean", limits="processes = 64", verifier={"timeout_s": 30})
     small_task(folder, "compiled", verifier={"build": "python -c 'import sums' && echo from-the-build > built.txt"})
     small_task(folder, "unbuildable", verifier={"build": "echo no such compiler; exit 3"})
+    small_task(folder, "instant", verifier={"timeout_s": 0.01})
+    small_task(folder, "doomed", before={**BEFORE, "sums/core.py": "import os; os._exit(3)\n"})
+    small_task(folder, "shadowed", before={**BEFORE, **SHADOWS}, after={**AFTER, **SHADOWS})
     small_task(folder, "configured", before=PROTECTED_BEFORE, after=PROTECTED_AFTER, verifier={"protected": ["pytest.ini"]})
     return folder
 
@@ -57,6 +61,7 @@ async def court(built_state: Path, tasks: Path) -> AsyncGenerator[Court]:
         yield Court(agent, built_state)
 
 
+SHADOWS = {"json.py": "raise ImportError\n", "pip/__init__.py": "raise ImportError\n", "logging.py": "raise ImportError\n"}
 PROTECTED_BEFORE = {**BEFORE, "pytest.ini": "[pytest]\n"}
 PROTECTED_AFTER = {**AFTER, "pytest.ini": "[pytest]\n"}
 
@@ -76,7 +81,10 @@ async def test_the_honest_solution_scores_and_nothing_is_noted(court: Court) -> 
     assert (done.record.state, done.record.reward, done.record.flags) == ("done", 1.0, ())
     assert done.verdict is not None
     assert (done.verdict.assurance, done.verdict.fail_to_pass, done.verdict.pass_to_pass) == ("basic", (1, 1), (1, 1))
-    assert dict(done.verdict.outcomes) == {"tests/test_sums.py::test_negative": "passed", "tests/test_sums.py::test_plain": "passed"}
+    assert dict(done.verdict.outcomes) == {
+        "tests/test_sums.py::test_negative": "passed",
+        "tests/test_sums.py::test_plain": "passed",
+    }
 
 
 async def test_nothing_done_scores_nothing(court: Court) -> None:
@@ -88,8 +96,6 @@ async def test_nothing_done_scores_nothing(court: Court) -> None:
 @pytest.mark.parametrize("task", [H11, CACHETOOLS])
 @pytest.mark.parametrize(("agent", "reward"), [("oracle", 1.0), ("nop", 0.0)])
 def test_the_bundled_tasks_tell_the_solution_from_nothing(built_state: Path, task: str, agent: str, reward: float) -> None:
-    import json
-
     ran = seatrial(built_state, "run", "--agent", agent, "--task", task, "--json")
 
     assert ran.returncode == 0, ran.stderr
@@ -100,7 +106,7 @@ BREAKERS = {
     "exits at import": "import os; os._exit(0)",
     "exits at import with success after printing": "import os; print('2 passed', flush=True); os._exit(0)",
     "execs another program": "import os; os.execv('/bin/true', ['true'])",
-    "kills everything": "import os, signal, subprocess; subprocess.Popen(['sleep', '9']); os.kill(-1, signal.SIGKILL); os.kill(os.getpid(), 9)",
+    "kills everything": ("import os, subprocess; subprocess.Popen(['sleep', '9']); os.kill(-1, 9); os.kill(os.getpid(), 9)"),
     "kills its parents": "import os, signal; os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)",
     "crashes the interpreter": "import ctypes; ctypes.string_at(0)",
     "writes to every descriptor": (
@@ -113,7 +119,9 @@ BREAKERS = {
         "            pass\n"
     ),
     "closes every descriptor": "import os; os.closerange(3, 64)",
-    "floods the channel": "import os\nfor fd in range(3, 16):\n    try:\n        os.write(fd, b'x' * 100_000)\n    except OSError: pass\n",
+    "floods the channel": (
+        "import os\nfor fd in range(3, 16):\n    try: os.write(fd, b'x' * 100_000)\n    except OSError: pass\n"
+    ),
     "exits while the tests run": "import threading, os; total = lambda numbers: os._exit(0)",
 }
 
@@ -149,6 +157,8 @@ async def test_a_submission_that_uses_everything_up_scores_nothing(court: Court,
     assert (done.record.state, done.record.reward) == ("done", 0.0), done.record.error
 
 
+EMPTY = "def test_negative(): pass\\ndef test_plain(): pass\\n"
+
 CHEATS: Mapping[str, str] = {
     "sys.exit at import": appended("sums/core.py", "import sys; sys.exit(0)"),
     "SystemExit at import": appended("sums/core.py", "raise SystemExit(0)"),
@@ -156,19 +166,19 @@ CHEATS: Mapping[str, str] = {
     "marks the run as over": appended("sums/core.py", "import pytest; pytest.exit('fine', returncode=0)"),
     "prints records": appended(
         "sums/core.py",
-        "import sys\nfor out in (sys.__stdout__, sys.__stderr__):\n"
-        '    print(\'{"kind": "phase", "id": "tests/test_sums.py::test_negative", "when": "call", "outcome": "passed"}\', file=out)',
+        "import json, sys\nfor out in (sys.__stdout__, sys.__stderr__):\n"
+        "    print(json.dumps({'kind': 'phase', 'id': 'tests/test_sums.py::test_negative', 'when': 'call', 'outcome': 'passed'}),"
+        " file=out)",
     ),
-    "edits the visible tests": "echo 'def test_negative(): pass' > tests/test_sums.py; echo 'def test_plain(): pass' >> tests/test_sums.py",
+    "edits the visible tests": f"printf '{EMPTY}' > tests/test_sums.py",
     "deletes the visible tests": "rm -r tests",
-    "makes the tests a symlink": (
-        "rm -r tests; mkdir mine; echo 'def test_negative(): pass' > mine/test_sums.py;"
-        "echo 'def test_plain(): pass' >> mine/test_sums.py; ln -s mine tests"
-    ),
+    "makes the tests a symlink": (f"rm -r tests; mkdir mine; printf '{EMPTY}' > mine/test_sums.py; ln -s mine tests"),
     "makes the tests a symlink to the host": "rm -r tests; ln -s /etc tests",
-    "makes a test file a symlink": "echo 'def test_negative(): pass' > mine.py; ln -sf ../mine.py tests/test_sums.py",
+    "makes a test file a symlink": f"printf '{EMPTY}' > mine.py; ln -sf ../mine.py tests/test_sums.py",
     "makes the tests a file": "rm -r tests; echo 'def test_negative(): pass' > tests",
-    "adds tests beside them": written({"test_sums.py": "def test_negative(): pass", "tests/test_more.py": "def test_negative(): pass"}),
+    "adds tests beside them": written(
+        {"test_sums.py": "def test_negative(): pass", "tests/test_more.py": "def test_negative(): pass"}
+    ),
     "conftest at the top": appended(
         "conftest.py",
         "import pytest\n@pytest.hookimpl(hookwrapper=True)\ndef pytest_runtest_makereport(item, call):\n"
@@ -179,7 +189,9 @@ CHEATS: Mapping[str, str] = {
     ),
     "conftest in the package": appended("sums/conftest.py", "def pytest_pyfunc_call(pyfuncitem): return True"),
     "a package around the tests": written({"__init__.py": "", "tests/__init__.py": "import os; os._exit(0)"}),
-    "pytest.ini": appended("pytest.ini", "[pytest]\naddopts = -p cheat --collect-only") + "\n" + appended("cheat.py", "import os; os._exit(0)"),
+    "pytest.ini": appended("pytest.ini", "[pytest]\naddopts = -p cheat --collect-only")
+    + "\n"
+    + appended("cheat.py", "import os; os._exit(0)"),
     "tox.ini and setup.cfg": written(
         {"tox.ini": "[pytest]\naddopts = --collect-only", "setup.cfg": "[tool:pytest]\naddopts = --collect-only"}
     ),
@@ -187,19 +199,28 @@ CHEATS: Mapping[str, str] = {
     "sitecustomize": written({"sitecustomize.py": "import os; os._exit(0)", "usercustomize.py": "import os; os._exit(0)"}),
     "a path file": written({"evil.pth": "import os; os._exit(0)", "sums/evil.pth": "import os; os._exit(0)"}),
     "shadows of pytest": written({"pytest.py": "import os; os._exit(0)", "_pytest/__init__.py": "import os; os._exit(0)"}),
-    "shadows of the library": written(dict.fromkeys(("json.py", "os.py", "pluggy.py", "iniconfig.py", "site.py"), "import _cheat")),
+    "shadows of the library": written(
+        dict.fromkeys(("json.py", "os.py", "pluggy.py", "iniconfig.py", "site.py"), "import _cheat")
+    ),
     "planted bytecode": (
-        "cd tests; echo 'def test_negative(): pass\ndef test_plain(): pass' > x.py;"
-        "python -c \"import py_compile; py_compile.compile('x.py', '__pycache__/test_sums.cpython-3' + str(__import__('sys').version_info[1])"
-        " + '-pytest-9.2.0.pyc', invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)\"; rm x.py"
+        f"cd tests; printf '{EMPTY}' > x.py; mkdir __pycache__; for tail in pytest-9.2.0.pyc pyc; do"
+        " python -c \"import py_compile, sys; name = f'cpython-3{sys.version_info[1]}';"
+        " py_compile.compile('x.py', f'__pycache__/test_sums.{name}-$tail'.replace('-pyc', '.pyc'),"
+        ' invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"; done; rm x.py'
     ),
     "planted bytecode in the package": (
         "printf 'def total(numbers): return sum(numbers)' > x.py; mkdir -p sums/__pycache__;"
         "python -c \"import py_compile, importlib.util as u; py_compile.compile('x.py', u.cache_from_source('sums/core.py'),"
-        " invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)\"; rm x.py; python -c 'from sums import total; assert total([-1]) == -1'"
+        ' invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"; rm x.py;'
+        " python -c 'from sums import total; assert total([-1]) == -1'"
     ),
     "environment files": written(
-        {".env": "PYTEST_ADDOPTS=--collect-only", "pyvenv.cfg": "home = /workspace", ".python-version": "x", ".pytest.ini": "[pytest]"}
+        {
+            ".env": "PYTEST_ADDOPTS=--collect-only",
+            "pyvenv.cfg": "home = /workspace",
+            ".python-version": "x",
+            ".pytest.ini": "[pytest]",
+        }
     ),
     "names that look like options": "touch -- '-p' '--collect-only' '--help'",
 }
@@ -228,12 +249,48 @@ async def test_what_a_cheat_leaves_behind_does_not_spoil_the_solution(court: Cou
     assert (done.record.state, done.record.reward, done.record.flags) == ("done", 1.0, ()), done.verdict
 
 
-async def test_nothing_of_the_submission_runs_before_the_verifier_has_started(court: Court) -> None:
-    early = "import os; os.write(2, b'MARK' + str([f for f in range(9) if os.path.exists(f'/proc/self/fd/{f}')]).encode()); os._exit(0)"
-    modules = ("sitecustomize", "usercustomize", "pytest", "_pytest/__init__", "runner", "encodings/__init__", "readline", "exceptiongroup")
-    done = await court.judged(written({f"{name}.py": early for name in (*modules, "attr", "xdist", "six", "colorama", "argcomplete")}))
+EARLY = ("sitecustomize", "usercustomize", "pytest", "_pytest/__init__", "runner", "encodings/__init__", "readline")
+OPTIONAL = ("exceptiongroup", "attr", "xdist", "six", "colorama", "argcomplete", "pygments/__init__")
 
-    assert (done.record.state, done.record.reward) == ("done", 0.0), done.record.error
+
+async def test_nothing_of_the_submission_runs_before_the_verifier_has_started(court: Court) -> None:
+    """Code that runs earlier could take the nonce, or end the run as an error of ours."""
+    early = "import os; os.write(2, b'RAN EARLY'); os._exit(0)"
+
+    done = await court.judged(written({f"{name}.py": early for name in (*EARLY, *OPTIONAL)}), fix=True)
+
+    assert (done.record.state, done.record.reward) == ("done", 1.0), done.record.error
+    assert done.verdict is not None
+    assert b"RAN EARLY" not in blob(court.state, done.verdict.log)
+
+
+async def test_a_repository_that_breaks_by_itself_is_our_error(court: Court) -> None:
+    done = await court.judged("echo >> README.md", task="doomed")
+
+    assert (done.record.state, done.record.reward, done.record.error_class) == ("error", None, "verifier")
+    assert "so did a control run without the patch" in done.record.error
+
+
+async def test_a_verifier_that_cannot_start_is_our_error(court: Court) -> None:
+    done = await court.judged("", fix=True, task="instant")
+
+    assert (done.record.state, done.record.reward, done.record.error_class) == ("error", None, "verifier")
+    assert "did not start" in done.record.error
+
+
+@pytest.mark.parametrize("missing", ["private/truth", "shared/interpreters"])
+async def test_a_state_folder_that_lost_something_is_our_error(court: Court, missing: str) -> None:
+    workspace = await court.agent.open("sums")
+    place = court.state / missing
+    away = place.rename(place.with_name("away"))
+    try:
+        answer = await court.agent.submit(workspace)
+    finally:
+        away.rename(place)
+
+    assert answer.first == "error: no score"
+    record = kept(court.state, workspace).record
+    assert (record.state, record.reward, record.error_class) == ("error", None, "verifier")
 
 
 async def test_the_same_submission_gives_the_same_verdict(court: Court) -> None:
@@ -277,3 +334,9 @@ async def test_protected_files_are_those_of_the_truth(court: Court) -> None:
     done = await court.judged("echo '[pytest]\naddopts = --collect-only' > pytest.ini", fix=True, task="configured")
 
     assert done.record.reward == 1.0
+
+
+async def test_a_repository_with_names_of_the_standard_library_can_be_built(court: Court) -> None:
+    done = await court.judged("", task="shadowed")
+
+    assert (done.record.state, done.record.reward) == ("done", 0.0), done.record.error

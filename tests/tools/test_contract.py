@@ -136,7 +136,7 @@ async def test_the_resource_of_a_trial_shows_its_state_and_nothing_of_the_operat
 
 @pytest.mark.parametrize("uri", ["seatrial://tasks/nope", "seatrial://trials/nope", f"seatrial://trials/{'0' * 32}"])
 async def test_a_resource_of_nothing_is_refused(joined: Agent, uri: str) -> None:
-    with pytest.raises(MCPError, match="nope|0000"):
+    with pytest.raises(MCPError, match=r"nope|0000"):
         await joined.client.read_resource(uri)
 
 
