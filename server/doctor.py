@@ -16,7 +16,7 @@ from server.sandboxes.base import Limits, Machine, SandboxRefusedError
 from server.sandboxes.bubblewrap import stage_bwrap, version_of
 from server.sandboxes.cgroups import cgroup
 from server.sandboxes.hostview import usr_options
-from server.sandboxes.local import bwrap_options
+from server.sandboxes.recipe import bwrap_options
 from server.sandboxes.seccomp import filter_program
 from server.sandboxes.watchdog import free_bytes
 from server.settings import Settings

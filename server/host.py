@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.sandboxes.bubblewrap import stage_bwrap
 from server.sandboxes.hostview import etc_files, etc_options, usr_options
-from server.sandboxes.local import INNER, Host
+from server.sandboxes.recipe import INNER, Host
 from server.settings import Settings
 from server.state import State
 

@@ -10,7 +10,7 @@ from anyio import to_thread
 from server.blobs import Blobs
 from server.host import prepare_host
 from server.sandboxes.cgroups import reap_cgroups
-from server.sandboxes.local import Host
+from server.sandboxes.recipe import Host
 from server.settings import Settings
 from server.state import State, open_state, remove_tree
 

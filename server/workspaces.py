@@ -15,7 +15,8 @@ from server.builds import AGENT_ENV, SHELL
 from server.environments import Environment
 from server.outputs import Output
 from server.sandboxes.base import Command, CommandResult, Limits, PathError, Sandbox, SandboxDiedError
-from server.sandboxes.local import Host, open_sandbox
+from server.sandboxes.local import open_sandbox
+from server.sandboxes.recipe import Host
 from server.state import State
 from tasks.errors import SeaTrialError
 
@@ -162,11 +163,13 @@ class Workspace:
             command.done.set()
 
     async def stop(self, command: RunningCommand) -> None:
-        """End a command with its descendants; returns when they are gone."""
+        """End a command with its descendants; of one that is over, whatever ended commands left running."""
         if not command.done.is_set():
             command.fault = "stopped by stop_command"
             command.scope.cancel()
             await command.done.wait()
+        elif self._sandbox is not None and not self._sandbox.dead:
+            await self._sandbox.sweep()
 
 
 def make_folder(state: State, name: str) -> Path:

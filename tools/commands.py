@@ -80,13 +80,12 @@ async def command_output(
 
 
 async def stop_command(ctx: TrialContext, workspace_id: WorkspaceId, command_id: CommandId) -> str:
-    """Kill a running command with its descendants, and orphans that no other running command owns."""
+    """Kill a command with its descendants, and orphans that no other running command owns; also when it is over already."""
     trial, workspace = await trials_of(ctx).workspace(workspace_id)
     running = _command(trial, workspace, command_id)
-    if running.done.is_set():
-        return f"{command_id} was over already.\n{_summary(running)}"
+    over = running.done.is_set()
     await workspace.stop(running)
-    return _summary(running)
+    return (f"{command_id} was over already; what ended commands left running was killed.\n" if over else "") + _summary(running)
 
 
 def _command(trial: Trial, workspace: Workspace, command_id: str) -> RunningCommand:

@@ -149,3 +149,7 @@ class Sandbox(Protocol):
     async def list(self, path: str, depth: int, limit: int) -> Listing:
         """List a folder of the workspace, ``depth`` levels, at most ``limit`` entries, by name (as bytes) within each folder."""
         ...
+
+    async def sweep(self) -> None:
+        """Kill every process that no running command owns: what ended commands left behind."""
+        ...

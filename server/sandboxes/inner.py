@@ -73,10 +73,7 @@ def start(number, payload):
         ours.append(reading)
         theirs.append(writing)
     try:
-        try:
-            posix.chdir(cwd)
-        except OSError as error:
-            raise Refused(f"cwd {cwd.decode(errors='replace')}: {error.strerror}") from None
+        enter(cwd)
         moves = [(posix.POSIX_SPAWN_DUP2, read_in, 0)]
         moves += [(posix.POSIX_SPAWN_DUP2, fd, n + 1) for n, fd in enumerate(theirs)]
         try:
@@ -106,6 +103,13 @@ def start(number, payload):
         owner_of[fd] = (kind, number)
     running[pid] = Running(number, pid, pipes)
     sessions.add(pid)
+
+
+def enter(cwd):
+    try:
+        posix.chdir(cwd)
+    except OSError as error:
+        raise Refused(f"cwd {cwd.decode(errors='replace')}: {error.strerror}") from None
 
 
 def spawn(number, arguments, environment, moves):
@@ -230,6 +234,12 @@ def stop(number):
     root = next((pid for pid, command in running.items() if command.number == number), None)
     if root is not None:
         kill(root, sessions)
+
+
+def sweep(number, payload):
+    """Kill everything that no running command owns."""
+    kill(None, running)
+    send(b"D", number, b"0")
 
 
 def kill(root, owners):
@@ -451,7 +461,7 @@ def first_names(folder, budget):
 
 # --- the loop ---
 
-REQUESTS = {b"R": start, b"G": read_file, b"W": write_file, b"L": list_folder}
+REQUESTS = {b"R": start, b"G": read_file, b"W": write_file, b"L": list_folder, b"S": sweep}
 
 
 def handle(kind, number, payload):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from anyio.abc import TaskGroup
 
 from server.blobs import Blobs
-from server.sandboxes.local import Host
+from server.sandboxes.recipe import Host
 from server.state import State
 from tasks.errors import SeaTrialError
 

@@ -20,7 +20,7 @@ from server.host import prepare_host
 from server.records import trial_id_of
 from server.sandboxes import seccomp
 from server.sandboxes.base import Limits, Machine
-from server.sandboxes.local import Host, bwrap_options
+from server.sandboxes.recipe import Host, bwrap_options
 from server.settings import Settings
 from server.state import State, open_state, remove_tree
 from tasks.catalog import load_catalog

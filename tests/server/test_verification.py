@@ -249,7 +249,7 @@ async def test_what_a_cheat_leaves_behind_does_not_spoil_the_solution(court: Cou
     assert (done.record.state, done.record.reward, done.record.flags) == ("done", 1.0, ()), done.verdict
 
 
-EARLY = ("sitecustomize", "usercustomize", "pytest", "_pytest/__init__", "runner", "encodings/__init__", "readline")
+EARLY = ("sitecustomize", "usercustomize", "pytest", "_pytest/__init__", "runner", "encodings/__init__")
 OPTIONAL = ("exceptiongroup", "attr", "xdist", "six", "colorama", "argcomplete", "pygments/__init__")
 
 
@@ -262,6 +262,12 @@ async def test_nothing_of_the_submission_runs_before_the_verifier_has_started(co
     assert (done.record.state, done.record.reward) == ("done", 1.0), done.record.error
     assert done.verdict is not None
     assert b"RAN EARLY" not in blob(court.state, done.verdict.log)
+
+
+async def test_a_module_that_takes_the_place_of_one_that_pytest_wants_is_the_submissions_fault(court: Court) -> None:
+    done = await court.judged(written({"readline.py": "import os; os._exit(0)"}), fix=True)
+
+    assert (done.record.state, done.record.reward, done.record.flags) == ("done", 0.0, BROKE)
 
 
 async def test_a_repository_that_breaks_by_itself_is_our_error(court: Court) -> None:

@@ -128,11 +128,16 @@ async def test_stopping_a_command_takes_its_daemon_with_it_and_no_other_command(
     assert "was killed" in await desk.good("stop_command", command_id=other)
 
 
-async def test_stopping_what_is_over_changes_nothing(desk: Desk) -> None:
-    answer = await desk.good("run_command", command="echo over")
+async def test_stopping_what_is_over_ends_what_was_left_running_and_no_running_command(desk: Desk) -> None:
+    other = await desk.start("sleep 1011")
+    answer = await desk.good("run_command", command="(setsid sleep 1012 &); sleep 1012 > /dev/null & echo over")
     command_id = re.search(r"\((c\d+),", answer)[1]  # type: ignore[index]
 
-    assert await desk.good("stop_command", command_id=command_id) == f"{command_id} was over already.\n{answer}"
+    stopped = await desk.good("stop_command", command_id=command_id)
+
+    assert stopped == f"{command_id} was over already; what ended commands left running was killed.\n{answer}"
+    assert await desk.run("pgrep -f 'sleep 101[2]'") == "(no output)"
+    assert "was killed" in await desk.good("stop_command", command_id=other)
 
 
 async def test_sixteen_commands_run_at_once_and_the_seventeenth_is_refused(desk: Desk) -> None:
