@@ -86,6 +86,7 @@ _verdicts = Table(
     Column("at", Float, nullable=False),
     Column("verdict", Text, nullable=False),
 )
+_ADD_EVENT = insert(_events)
 
 
 class StoreError(SeaTrialError):
@@ -132,11 +133,9 @@ class Store:
 
     def add_event(self, happened: Event) -> None:
         """Append an event; it is on record when this returns."""
-        values = dataclasses.asdict(happened)
-        values["arguments"] = json.dumps(values["arguments"])
-        values["detail"] = json.dumps(values["detail"])
+        texts = {"arguments": json.dumps(happened.arguments), "detail": json.dumps(happened.detail)}
         with self._engine.begin() as connection:
-            connection.execute(insert(_events), values)
+            connection.execute(_ADD_EVENT, {**vars(happened), **texts})
 
     def events(self, trial: str) -> tuple[Event, ...]:
         """Return the events of a trial in order."""

@@ -19,6 +19,9 @@ LIMIT = 6_800
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
+_encoded = json.JSONEncoder().encode
+"""As `json.dumps`, which asks its options anew at each of the many lines of an answer."""
+
 
 def trials_of(ctx: TrialContext) -> Trials:
     """Return the trials that this connection works on."""
@@ -33,7 +36,7 @@ def agent_of(ctx: TrialContext) -> AgentInfo:
 
 def escaped(text: str) -> int:
     """Return how many characters ``text`` has as JSON, every character beyond ASCII escaped."""
-    return len(json.dumps(text)) - 2
+    return len(_encoded(text)) - 2
 
 
 def head_of(text: str, limit: int) -> str:

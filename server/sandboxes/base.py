@@ -27,7 +27,7 @@ class SandboxDiedError(SandboxError):
     """The sandbox ended under a command; its files are kept and it can be opened again."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"The sandbox was stopped: {reason}.")
+        super().__init__(f"The sandbox was stopped: {reason}. Its files are kept: call again to go on in a new one.")
         self.reason = reason
 
 

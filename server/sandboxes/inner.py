@@ -43,8 +43,15 @@ def call(name, *arguments):
     return _ctypes.call_function(_ctypes.dlsym(_libc, name), arguments)
 
 
+def frame(kind, number, payload=b""):
+    return (5 + len(payload)).to_bytes(4, "big") + kind + number.to_bytes(4, "big") + payload
+
+
 def send(kind, number, payload=b""):
-    data = (5 + len(payload)).to_bytes(4, "big") + kind + number.to_bytes(4, "big") + payload
+    write(frame(kind, number, payload))
+
+
+def write(data):
     while data:
         data = data[posix.write(0, data) :]
 
@@ -341,17 +348,18 @@ def read_file(number, payload):
     path, start_at, size = fields(payload)
     fd, status = open_regular(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
     try:
-        at, left = int(start_at), int(size)
+        at, left, last = int(start_at), int(size), b""
         while left > 0:
             data = posix.pread(fd, min(left, PIECE), at)
             if not data:
                 break
-            send(b"d", number, data)
+            write(last)
+            last = frame(b"d", number, data)
             at += len(data)
             left -= len(data)
     finally:
         posix.close(fd)
-    send(b"D", number, str(status.st_size).encode())
+    write(last + frame(b"D", number, str(status.st_size).encode()))  # at once: the server wakes up once
 
 
 def place_of(path):
@@ -518,8 +526,8 @@ def main():
         for fd, _ in poll.poll():
             if fd == 0:
                 size = int.from_bytes(read_exactly(4), "big")
-                frame = read_exactly(size)
-                handle(frame[:1], int.from_bytes(frame[1:5], "big"), frame[5:])
+                asked = read_exactly(size)
+                handle(asked[:1], int.from_bytes(asked[1:5], "big"), asked[5:])
             elif fd == wake:
                 try:
                     posix.read(wake, 4096)

@@ -22,7 +22,7 @@ from server.sandboxes.cgroups import Cgroup, cgroup
 from server.sandboxes.channel import LocalSandbox
 from server.sandboxes.recipe import Host, bwrap_options, inner_argv
 from server.sandboxes.spawn import Process, spawn
-from server.sandboxes.watchdog import usage_of, watch
+from server.sandboxes.watchdog import BUSY_S, usage_of, watch
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
         SandboxRefusedError: this machine does not let us isolate; nothing has been run.
     """
     async with AsyncExitStack() as stack:
-        group = stack.enter_context(cgroup(machine.limits, name))
+        limited = stack.enter_context(ExitStack())  # ends last: what is left in a group is killed
         ours, theirs = socket.socketpair()
         stack.callback(ours.close)
         ours.setblocking(False)
@@ -52,9 +52,10 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
             raise SandboxRefusedError(_refusal(log))
         stack.push_async_callback(_end, monitor, inner)
         sandbox = LocalSandbox(ours)
+        # The kernel takes as long to move a process as that takes to start: so both at once, and before it forks.
+        group = await anyio.to_thread.run_sync(_grouped, limited, machine.limits, name, inner.pid)
         background.start_soon(_listen, sandbox, group)
         stack.callback(sandbox.died, "it was closed")
-        await anyio.to_thread.run_sync(group.add, inner.pid)  # the kernel takes as long as the inner process does to start
         sandbox.enforced = _enforced(machine.limits, group)
         with anyio.move_on_after(_START_S):
             await sandbox.ready.wait()
@@ -64,6 +65,13 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
         background.start_soon(_watch, sandbox, watching, inner, machine, host.reserve_bytes)
         stack.callback(watching.cancel)
         yield sandbox
+
+
+def _grouped(stack: ExitStack, limits: Limits, name: str, pid: int) -> Cgroup:
+    """Put a process into a control group of its own, which ends with ``stack``."""
+    group = stack.enter_context(cgroup(limits, name))
+    group.add(pid)
+    return group
 
 
 def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[Process, int, int]:
@@ -155,6 +163,7 @@ async def _watch(sandbox: LocalSandbox, scope: anyio.CancelScope, inner: Process
             limits = machine.limits
             size, files = await anyio.to_thread.run_sync(usage_of, machine.upper, abandon_on_cancel=True)
             limits = replace(limits, disk_bytes=max(limits.disk_bytes, size), files=max(limits.files, files))
+            await anyio.sleep(BUSY_S)  # nothing can have grown yet, and whoever opened it waits for an answer
             await watch(inner.pid, machine.upper, limits, reserve, breach)
         except Exception:
             logger.exception("Watching a sandbox failed")

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure what was asked for and print it; 1 if a bar fails."""
     given = _parser().parse_args(arguments)
     with _kit(given.state, quick=given.quick) as kit:
-        rows = anyio.run(_measured, kit, given.only or list(GROUPS))
+        rows = anyio.run(_measured, kit, list(dict.fromkeys(given.only or GROUPS)))
     sys.stdout.write(table(rows) + "\n")
     if given.json:
         given.json.write_text(json.dumps({"machine": _machine(), "rows": [row.as_data() for row in rows]}, indent=1) + "\n")
@@ -45,11 +45,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="GROUP", help=f"one of: {', '.join(GROUPS)}")
+    rows = f"a row, or rows that are measured together: {', '.join(GROUPS)}"
+    parser.add_argument("--only", action="append", type=_group_of, metavar="ROW", help=rows)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--state", type=Path, metavar="FOLDER", help="a state folder with the bundled tasks built, to use again")
     parser.add_argument("--quick", action="store_true", help="a few rounds of little: shows that it runs, measures nothing")
     return parser
+
+
+def _group_of(row: str) -> str:
+    """Return what measures a row; rows that are measured together begin with its name."""
+    fitting = [group for group in GROUPS if row == group or row.startswith(f"{group}-")]
+    if not fitting:
+        raise argparse.ArgumentTypeError(f"there is no row {row!r}; there are {', '.join(GROUPS)}")
+    return max(fitting, key=len)
 
 
 @contextmanager

@@ -38,18 +38,19 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured. ``long`` rounds take seconds each, ``short`` ones milliseconds; trees in MB."""
+    """How many rounds are measured: ``long`` ones take seconds each, ``short`` ones milliseconds; and how much at once."""
 
     short: int = 200
     medium: int = 40
     long: int = 5
     starts: int = 10
+    warm_up: int = 1
     trees_mb: tuple[int, int] = (5, 300)
     many: int = 100
 
 
 FULL = Scale()
-QUICK = Scale(short=3, medium=2, long=1, starts=1, trees_mb=(1, 2), many=3)
+QUICK = Scale(short=3, medium=2, long=1, starts=1, warm_up=0, trees_mb=(1, 2), many=3)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ async def measure_many(kit: Kit) -> Sequence[Row]:
     memory = "PSS" if may_see_pss() else "private memory (only root may see PSS)"
     rows = [
         Row(
-            "memory",
+            "many-memory",
             f"{memory} of bubblewrap and the inner process, for each of {count} open workspaces",
             bare,
             6,
@@ -58,9 +58,9 @@ async def measure_many(kit: Kit) -> Sequence[Row]:
         )
     ]
     for name, what, rounds in (
-        ("close-all", f"close_workspace of {count}, until no process, mount, cgroup or folder is left", closing),
+        ("many-close", f"close_workspace of {count}, until no process, mount, cgroup or folder is left", closing),
         (
-            "end-all",
+            "many-end",
             f"the end of a server with {count} open, until no process, mount or cgroup is left",
             ending,
         ),

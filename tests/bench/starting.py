@@ -13,6 +13,6 @@ async def measure_start(kit: Kit) -> Sequence[Row]:
         async with joined(kit, words):
             return time.perf_counter() - started
 
-    mine, theirs = await interleaved(kit.scale.starts, lambda: start(OURS), lambda: start(BARE))
+    mine, theirs = await interleaved(kit.scale.starts, lambda: start(OURS), lambda: start(BARE), warm_up=kit.scale.warm_up)
     what = "from spawning `python -I -m server` to the answer to initialize"
     return [Row("initialize", what, "the same for a bare SDK server with one tool", 1.3, "ms", mine, theirs)]

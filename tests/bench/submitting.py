@@ -99,7 +99,7 @@ async def _measure(kit: Kit, server: Joined, task: Task, agent: str) -> Row:
         async def floor() -> float:
             return case.run_directly(starter)
 
-        ours, theirs = await interleaved(kit.scale.long, case.submit, floor)
+        ours, theirs = await interleaved(kit.scale.long, case.submit, floor, warm_up=kit.scale.warm_up)
     count = len(task.fail_to_pass) + len(task.pass_to_pass)
     name = f"submit-{task.id.partition('-')[0]}-{agent}"
     what = f"submit of {agent} on {task.id} until its verdict, through MCP over stdio"

@@ -297,20 +297,17 @@ async def tidied(desk: Desk) -> None:
 FILES = """
 import itertools, os
 for n in itertools.count():
-    if n % 1000 == 0:
-        os.makedirs(f"crowd/{n // 1000 % MANY}", exist_ok=True)
-    os.mknod(f"crowd/{n // 1000 % MANY}/{n}")
+    if n % 10_000 == 0:
+        os.makedirs(f"crowd/{n // 10_000}")
+    os.mknod(f"crowd/{n // 10_000}/{n}")
 """
 
 
-@pytest.mark.parametrize("in_one_folder", [True, False])
-async def test_files_without_number_are_stopped_and_can_be_removed(
-    built_state: Path, tmp_path: Path, in_one_folder: bool
-) -> None:
-    """200,000 is the limit; the watch may take some seconds to see it."""
+async def test_files_without_number_are_stopped_and_can_be_removed(built_state: Path, tmp_path: Path) -> None:
+    """200,000 is the limit, and the slowest thing here: making that many takes a while."""
     small_task(tmp_path, "many-files")
     async with desk_at(built_state, "many-files", SEATRIAL_TASKS=str(tmp_path)) as desk:
-        await desk.good("save_file", path=".git/program.py", content=FILES.replace("MANY", "1" if in_one_folder else "1000"))
+        await desk.good("save_file", path=".git/program.py", content=FILES)
 
         answer = await desk.good("run_command", command="python .git/program.py", wait_s=50)
         while answer.startswith("running"):
@@ -326,7 +323,7 @@ ATTACKS = {
     "kill": "kill -9 1; kill -STOP 1; kill -TERM 1; kill -INT 1; kill -SEGV 1; kill -34 1; kill -9 0",
     "kill all": "kill -9 -1",
     "signal floods": "for n in $(seq 2000); do kill -CHLD 1; kill -STOP 1; kill -CONT 1; kill -USR1 1; kill -PIPE 1; done",
-    "zombies": "for n in $(seq 500); do (sleep 0 & exec true) & done; wait",
+    "zombies": "for n in $(seq 40); do (sleep 0 & exec true) & done; wait",
     "limits": "prlimit --pid 1 --nofile=0:0; prlimit --pid 1 --fsize=0:0; prlimit --pid 1 --nproc=0:0",
     "memory limit": "prlimit --pid 1 --as=1:1; prlimit --pid 1 --stack=1:1; prlimit --pid 1 --data=1:1",
     "time limit": "prlimit --pid 1 --cpu=0:0; for n in $(seq 2000); do kill -CHLD 1; done",
@@ -348,6 +345,8 @@ async def test_an_attack_on_the_first_process_leaves_a_workspace_that_works(narr
     if "chmod 000" in command:
         await narrow.call("run_command", command="chmod 755 /workspace", cwd="/")
     await tidied(narrow)
+    await narrow.call("run_command", command="prlimit --pid 1 --nofile=0:0")  # so that it cannot go on, and is made anew
+    await narrow.call("run_command", command="true")
     assert await narrow.works()
 
 
