@@ -23,7 +23,7 @@ MOST_DESCRIPTORS = 20_000
 BUSY_S, IDLE_S = 0.25, 0.5
 """Pauses between two looks while commands run, and while only the inner process lives."""
 
-WALK_S, WALK_SHARE = 0.5, 10
+WALK_S, WALK_SHARE = 0.5, 3
 """A walk of the files is followed by a pause of ``WALK_SHARE`` times its own duration, at least ``WALK_S``."""
 
 WORTH_A_LOOK = 8 << 20

@@ -1,25 +1,29 @@
-"""The reference agents against a server that answers as the contract says; `test_real_trials` has the real one."""
+"""The reference agents against the real server: what they are told, what they leave, and how a trial of theirs can break off."""
 
 import os
-import stat
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from front_door import children, seatrial
+from small_tasks import FIXED, small_task
 
 from clients.scripted import Change, Launch, TrialPlan, TrialRun, play_trial
-from server.records import trial_id_of
-
-WORKSPACE = "0123456789abcdef" * 2
-SERVER = Path(__file__).with_name("fake_server.py")
+from server.blobs import Blobs
+from server.patches import load_patch
+from server.records import TrialRecord
+from server.store import open_store
 
 pytestmark = pytest.mark.anyio
 
+SLOW = "import time\n\n\ndef total(numbers):\n    time.sleep(600)\n"
+
 
 @dataclass(frozen=True)
-class Path_:
+class Wanted:
     """A change, as the command line hands it in."""
 
     path: str
@@ -28,96 +32,125 @@ class Path_:
     link: str | None = None
 
 
-async def play(folder: Path, agent: str, mode: str = "plain", changes: Sequence[Change] = (), timeout_s: float = 60) -> TrialRun:
-    plan = TrialPlan("a-task", agent, "a job", "a group", 2, changes, timeout_s)
-    launch = Launch((sys.executable, str(SERVER), str(folder), mode), {"PATH": os.defpath})
-    return await play_trial(plan, launch, lambda _: None)
+@dataclass(frozen=True)
+class Place:
+    """A state folder and a folder with one small task, built."""
+
+    state: Path
+    tasks: Path
+    task: str
+
+    async def play(
+        self, agent: str, changes: Sequence[Change] = (), *, timeout_s: float = 120, task: str = "", kill_at: str = ""
+    ) -> TrialRun:
+        environment = {**os.environ, "SEATRIAL_STATE": str(self.state), "SEATRIAL_TASKS": str(self.tasks)}
+        launch = Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
+        plan = TrialPlan(task or self.task, agent, "a job", "a group", 2, changes, timeout_s)
+        before = children()
+
+        def report(stage: str) -> None:
+            if stage == kill_at:
+                for pid in children() - before:
+                    os.kill(pid, signal.SIGKILL)
+
+        return await play_trial(plan, launch, report)
+
+    def record(self, run: TrialRun) -> TrialRecord:
+        with open_store(self.state / "private" / "store.db") as store:
+            record = store.find_trial(run.trial)
+        assert record is not None
+        return record
+
+    def submitted(self, run: TrialRun) -> dict[str, tuple[str, bytes, bool]]:
+        """Return the patch of a trial: path -> (kind, content, executable)."""
+        blobs = Blobs(self.state / "private" / "blobs")
+        patch = load_patch(blobs.get(self.record(run).patch))
+        return {
+            change.path: (change.kind, blobs.get(change.sha256) if change.sha256 else b"", change.executable)
+            for change in patch.changes
+        }
 
 
-async def test_nop_opens_and_submits(tmp_path: Path) -> None:
-    run = await play(tmp_path, "nop")
-
-    assert (run.error, run.answer) == ("", "resolved\nwell done")
-    assert run.trial == trial_id_of(WORKSPACE)
-    assert list(run.timings) == ["start", "open", "work", "verify", "total"]
-    assert os.listdir(tmp_path) == ["options"]
-
-
-async def test_the_server_is_told_what_the_trial_belongs_to(tmp_path: Path) -> None:
-    await play(tmp_path, "nop")
-
-    assert (tmp_path / "options").read_text().splitlines() == [
-        "--task=a-task",
-        "--job=a job",
-        "--group=a group",
-        "--repetition=2",
-        "--agent=nop",
-        "--containment=sealed",
-    ]
+@pytest.fixture(scope="module")
+def place(built_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    tasks = tmp_path_factory.mktemp("tasks")
+    task = small_task(tasks, "small-for-agents")
+    built = seatrial(built_state, "tasks", "build", task, SEATRIAL_TASKS=str(tasks))
+    assert built.returncode == 0, built.stderr
+    return Place(built_state, tasks, task)
 
 
-async def test_oracle_makes_every_path_as_the_change_says(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "gone.py").write_text("x")
-    (tmp_path / "folder").mkdir()
-    changes = [
-        Path_("old"),
-        Path_("new/text é.py", "print('ü')\r\n".encode()),
-        Path_("-n 'quoted' $(touch no)", b"1"),
-        Path_("empty", b""),
-        Path_("bin/run", b"#!/bin/sh\n", executable=True),
-        Path_("data/binary", bytes(range(256)) * 300),
-        Path_("large.txt", b"line\n" * 60_000),
-        Path_("folder", link="data"),
-    ]
-
-    run = await play(tmp_path, "oracle", changes=changes)
+async def test_nop_opens_and_submits_and_is_not_resolved(place: Place) -> None:
+    run = await place.play("nop")
 
     assert run.error == ""
-    assert not (tmp_path / "old").exists()
-    assert not (tmp_path / "no").exists()
-    assert (tmp_path / "folder").readlink() == Path("data")
-    for change in changes:
-        if change.data is not None:
-            assert (tmp_path / change.path).read_bytes() == change.data
-            assert bool((tmp_path / change.path).stat().st_mode & stat.S_IXUSR) is change.executable
+    assert run.answer.startswith("not resolved")
+    assert list(run.timings) == ["start", "open", "work", "verify", "total"]
+    assert place.submitted(run) == {}
 
 
-async def test_a_command_of_the_oracle_that_fails_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+async def test_the_record_has_what_the_trial_belongs_to(place: Place) -> None:
+    record = place.record(await place.play("nop"))
 
-    run = await play(tmp_path, "oracle", changes=[Path_("file/below", b"\xff")])
+    assert (record.task, record.agent, record.job, record.group) == (place.task, "nop", "a job", "a group")
+    assert (record.repetition, record.containment, record.reward) == (2, "sealed", 0.0)
+
+
+async def test_oracle_makes_every_path_as_the_change_says(place: Place) -> None:
+    changes = [
+        Wanted("README.md"),
+        Wanted("sums/core.py", FIXED.encode()),
+        Wanted("new/text é.py", "print('ü')\r\n".encode()),
+        Wanted("-n 'quoted' $(touch no)", b"1"),
+        Wanted("empty", b""),
+        Wanted("bin/run", b"#!/bin/sh\n", executable=True),
+        Wanted("data/binary", bytes(range(256)) * 300),
+        Wanted("large.txt", b"line\n" * 60_000),
+        Wanted("folder", link="data"),
+    ]
+
+    run = await place.play("oracle", changes)
+
+    assert run.error == ""
+    assert run.answer.startswith("resolved")
+    assert place.submitted(run) == {
+        change.path: ("link", change.link.encode(), False)
+        if change.link is not None
+        else ("deleted", b"", False)
+        if change.data is None
+        else ("file", change.data, change.executable)
+        for change in changes
+    }
+
+
+async def test_a_command_of_the_oracle_that_fails_is_an_error(place: Place) -> None:
+    run = await place.play("oracle", [Wanted("README.md/below", b"\xff")])
 
     assert "A command of the oracle failed" in run.error
     assert run.answer == ""
+    assert place.record(run).reward is None
 
 
-async def test_a_build_is_waited_for(tmp_path: Path) -> None:
-    run = await play(tmp_path, "nop", "builds")
-
-    assert (run.error, run.answer) == ("", "resolved\nwell done")
-
-
-async def test_a_refusal_is_told_in_the_servers_words(tmp_path: Path) -> None:
-    run = await play(tmp_path, "nop", "refuses")
+async def test_a_refusal_is_told_in_the_servers_words(place: Place) -> None:
+    run = await place.play("nop", task="no-such-task")
 
     assert run.error.startswith("open_workspace answered: ")
-    assert run.error.endswith("No task 'a-task'. Call list_tasks to see the ids.")
+    assert "No task 'no-such-task'" in run.error
     assert run.trial == ""
 
 
-async def test_a_server_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    run = await play(tmp_path, "nop", "dies")
+async def test_a_server_that_dies_in_the_middle_is_an_error_and_no_score(place: Place) -> None:
+    run = await place.play("nop", kill_at="verifying")
 
-    assert "the disk is full" in run.error
+    assert run.error
     assert run.answer == ""
-    assert run.trial == trial_id_of(WORKSPACE)
+    assert place.record(run).reward is None
 
 
-async def test_a_server_that_hangs_is_left_at_the_deadline(tmp_path: Path) -> None:
-    run = await play(tmp_path, "nop", "hangs", timeout_s=4)
+async def test_a_verification_without_end_is_left_at_the_deadline(place: Place) -> None:
+    run = await place.play("oracle", [Wanted("sums/core.py", SLOW.encode())], timeout_s=6)
 
-    assert run.error == "The trial did not end within 4 s."
+    assert run.error == "The trial did not end within 6 s."
 
 
 async def test_a_server_that_cannot_be_started_is_an_error() -> None:
