@@ -12,7 +12,7 @@ from server.workspaces import CommandError, RunningCommand
 if TYPE_CHECKING:
     from server.services import Services
 
-_INLINE = 8_000
+_INLINE = 2_000
 _ACTING = frozenset({"save_file", "edit_file", "run_command"})
 
 

@@ -184,19 +184,25 @@ def finish(command, code):
         events = [fd for fd, _ in poll.poll(0) if fd in owner_of or fd in late]  # an edge comes once
         for fd in events:
             pump(fd)
-        if not any(fd in command.pipes for fd in events):
+        if not any(owns(command, fd) for fd in events):
             break
     for fd in command.pipes:
         for _ in range(16):
-            if fd not in owner_of or not pump(fd):
+            if not owns(command, fd) or not pump(fd):
                 break
-        if owner_of.pop(fd, None):
+        if owns(command, fd):
+            del owner_of[fd]
             late.append(fd)  # a child it left behind may still write: closing would kill that child
     while len(late) > LATE_PIPES:
         fd = late.pop(0)
         poll.unregister(fd)
         posix.close(fd)
     send(b"x", command.number, str(code).encode())
+
+
+def owns(command, fd):
+    """Say whether a pipe is still this command's: one that was closed may have come back as another command's."""
+    return fd in command.pipes and owner_of.get(fd) == (command.pipes[fd], command.number)
 
 
 def processes():

@@ -56,6 +56,21 @@ async def bash(sandbox: Sandbox, script: str, **command: object) -> Ran:
     return await ran_in(sandbox, ["/bin/bash", "-c", script], **command)  # type: ignore[arg-type]
 
 
+async def test_many_commands_at_once_get_each_their_own_output(sandbox: Sandbox) -> None:
+    """Descriptors of one command come back as another's as soon as they are closed."""
+    texts: dict[int, str] = {}
+
+    async def one(number: int) -> None:
+        texts[number] = (await bash(sandbox, f"echo {number} | sort -u")).text
+
+    for first in range(0, 480, 16):
+        async with anyio.create_task_group() as group:
+            for number in range(first, first + 16):
+                group.start_soon(one, number)
+
+    assert texts == {number: f"{number}\n" for number in range(480)}
+
+
 async def test_streams_come_apart_and_in_order(sandbox: Sandbox) -> None:
     ran = await bash(sandbox, "for n in 1 2 3 4 5; do echo o$n; echo e$n >&2; done", channel=True)
 
