@@ -17,6 +17,7 @@ from mcp.types import CallToolResult, TextContent
 from pydantic import ValidationError
 
 from server.records import trial_id_of
+from server.sandboxes.base import PathError
 from server.settings import Settings
 from server.trial import StillBuildingError
 from server.trials import Trials, open_trials
@@ -59,6 +60,7 @@ class SeaTrialServer(MCPServer[Trials]):
         started = time.monotonic()
         try:
             self._refuse_unknown(name, arguments)
+            arguments = self._without_nulls(name, arguments)
             result = await super().call_tool(name, arguments, context)
             assert isinstance(result, CallToolResult)
             answer, ok = "\n".join(block.text for block in result.content if isinstance(block, TextContent)), True
@@ -80,11 +82,19 @@ class SeaTrialServer(MCPServer[Trials]):
         if unknown := sorted(set(arguments) - set(allowed)):
             raise ToolError(f"{name} has no argument {', '.join(unknown)[:200]!r}. Its arguments are: {', '.join(allowed)}.")
 
+    def _without_nulls(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Some harnesses send null for what their model left out; a default is what it meant."""
+        tool = self._tool_manager.get_tool(name)
+        required = tool.parameters.get("required", []) if tool is not None else []
+        return {key: value for key, value in arguments.items() if value is not None or key in required}
+
     def _explained(self, name: str, error: ToolError) -> tuple[str, bool]:
         """Return what the agent reads of a failure, and whether it is none."""
         cause = error.__cause__
         if isinstance(cause, StillBuildingError):
             return str(cause), True
+        if isinstance(cause, PathError) and "no such file" in str(cause):
+            return f"{cause}. list_files shows what is there.", False
         if isinstance(cause, SeaTrialError):
             return str(cause), False
         if isinstance(cause, ValidationError):

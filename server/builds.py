@@ -41,6 +41,10 @@ AGENT_ENV: Mapping[str, str] = {
     "LANG": "C.UTF-8",
     "TERM": "dumb",
     "PAGER": "cat",
+    "GIT_AUTHOR_NAME": "agent",
+    "GIT_AUTHOR_EMAIL": "agent@localhost",
+    "GIT_COMMITTER_NAME": "agent",
+    "GIT_COMMITTER_EMAIL": "agent@localhost",
     "GIT_PAGER": "cat",
     "VIRTUAL_ENV": OPT_ENV,
 }

@@ -74,6 +74,9 @@ async def build_environment(task: Task, settings: Settings, state: State, report
     Raises:
         SeaTrialError: something cannot be fetched or set up; the text says what.
     """
+    if found := await to_thread.run_sync(find_environment, task, settings, state):
+        report("ready")
+        return found
     facts = task.facts  # threads are abandoned when the server stops: what they make appears whole or not at all
     interpreter = await to_thread.run_sync(choose_interpreter, facts.environment.python, settings)
     report(f"fetching {_named(task)}")

@@ -79,11 +79,14 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened in a trial: a tool call, or the end of a command. ``detail`` is JSON data."""
+    """One thing that happened in a trial: a tool call, the end of a command, or that an agent was told of one that goes on.
+
+    ``detail`` is JSON data.
+    """
 
     trial: str
     at: float
-    kind: Literal["call", "command", "life"]
+    kind: Literal["call", "command", "running"]
     name: str
     outcome: str
     duration_s: float

@@ -10,6 +10,7 @@ from anyio import to_thread
 from server.blobs import Blobs
 from server.host import prepare_host
 from server.sandboxes.cgroups import reap_cgroups
+from server.sandboxes.local import reap_orphans
 from server.sandboxes.recipe import Host
 from server.settings import Settings
 from server.state import State, open_state, remove_tree
@@ -28,11 +29,12 @@ class Services:
     host: Host
 
     def reap(self) -> None:
-        """Remove what dead processes left: workspaces of trials that are over, unfinished verifications, empty cgroups."""
+        """Remove what dead processes left: files of trials that are over, unfinished verifications, half sandboxes, cgroups."""
         for kind, lock in (("workspaces", "trial-"), ("verify", "")):
             folder = self.state.shared / kind
             for left in folder.iterdir() if folder.exists() else ():
                 self._reap(kind, left.name, f"{lock}{left.name}")
+        reap_orphans(self.state.uid)
         reap_cgroups()
 
     def _reap(self, kind: str, name: str, lock: str) -> None:

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.errors import SeaTrialError
+
 Containment = Literal["open", "sealed"]
 Reveal = Literal["counts", "none"]
+
+
+class SettingsError(SeaTrialError):
+    """A setting has a value that means nothing; the text names it and what it can be."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,18 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read ``SEATRIAL_STATE``, ``_TASKS``, ``_BWRAP``, ``_PYTHONS``, ``_REVEAL``, ``_CONTAINMENT``."""
+        """Read ``SEATRIAL_STATE``, ``_TASKS``, ``_BWRAP``, ``_PYTHONS``, ``_REVEAL``, ``_CONTAINMENT``.
+
+        Raises:
+            SettingsError: one of them has a value that means nothing.
+        """
         env = os.environ if environment is None else environment
         return cls(
             state=Path(env.get("SEATRIAL_STATE") or default_state(env)).expanduser().absolute(),
             tasks=_paths(env.get("SEATRIAL_TASKS", "")),
-            reveal="none" if env.get("SEATRIAL_REVEAL") == "none" else "counts",
-            containment="sealed" if env.get("SEATRIAL_CONTAINMENT") == "sealed" else "open",
-            bwrap=Path(env["SEATRIAL_BWRAP"]) if env.get("SEATRIAL_BWRAP") else None,
+            reveal="none" if _choice(env, "SEATRIAL_REVEAL", "counts", "none") == "none" else "counts",
+            containment="sealed" if _choice(env, "SEATRIAL_CONTAINMENT", "open", "sealed") == "sealed" else "open",
+            bwrap=Path(env["SEATRIAL_BWRAP"]).expanduser().absolute() if env.get("SEATRIAL_BWRAP") else None,
             pythons=_paths(env.get("SEATRIAL_PYTHONS", "")),
             search_path=_paths(env.get("PATH", "")),
             temp=Path(tempfile.gettempdir()),
@@ -71,6 +81,14 @@ def default_state(env: Mapping[str, str]) -> Path:
         return Path("/var/lib/seatrial")
     base = env.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "seatrial"
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, other: str) -> str:
+    """Return which of two values a variable has; a slip of the pen must not quietly mean the default."""
+    value = env.get(name) or default
+    if value not in (default, other):
+        raise SettingsError(f"{name} is {value[:50]!r}; it can be {default!r} or {other!r}.")
+    return value
 
 
 def _paths(value: str) -> tuple[Path, ...]:

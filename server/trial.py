@@ -1,11 +1,13 @@
 """One trial as this process holds it, and what can be said of one instead of an answer."""
 
+import time
 from dataclasses import dataclass, field
 
 import anyio
 
 from server.environments import Environment
 from server.records import TrialRecord
+from server.settings import Settings
 from server.trial_log import TrialLog
 from server.workspaces import Workspace
 from tasks.errors import SeaTrialError
@@ -77,6 +79,24 @@ class Trial:
         return self.record.state in ("done", "error")
 
 
+def new_record(trial_id: str, task: Task, agent: AgentInfo, settings: Settings) -> TrialRecord:
+    """Return the record that a trial of ``task`` begins with; what was assigned counts more than what a client says."""
+    assignment = settings.assignment
+    return TrialRecord(
+        id=trial_id,
+        task=task.id,
+        task_digest=task.digest,
+        agent=assignment.agent or agent.name,
+        agent_version="" if assignment.agent else agent.version,
+        model=assignment.model,
+        job=assignment.job,
+        group=assignment.group,
+        repetition=assignment.repetition,
+        containment=settings.containment,
+        created_at=time.time(),
+    )
+
+
 def _over(record: TrialRecord) -> str:
     if record.state == "submitted":
         why = "Time was up, so this workspace" if record.submitted_by == "time" else "This workspace"
@@ -84,7 +104,7 @@ def _over(record: TrialRecord) -> str:
     if record.state == "error":
         return f"This trial ended in an error that is not the agent's and does not count: {record.error}"
     if record.submitted_by == "closed":
-        return "This workspace was closed. Call open_workspace to start another trial."
+        return "This workspace was closed, so its trial is over and counts as not resolved."
     if record.submitted_by == "time":
         return "Time was up: what was in the workspace has been submitted. Call submit to see the result."
     return "This workspace was submitted and its trial is over. Call submit to see the result again."

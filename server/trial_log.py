@@ -36,6 +36,7 @@ class TrialLog:
         detail = {
             "exit_code": code,
             "fault": command.fault,
+            "out_of_memory": command.result is not None and command.result.out_of_memory,
             "timed_out": command.result is not None and command.result.timed_out,
             "output": self._kept(head.decode("utf-8", "surrogateescape"), head),
             "tail": self._kept(tail.decode("utf-8", "surrogateescape"), tail),
@@ -51,7 +52,7 @@ class TrialLog:
 
     def command_runs_on(self, command: RunningCommand) -> None:
         """Record that an agent was told of a command that is not over: its name must not be given again."""
-        self._store.add_event(Event(self._trial, time.time(), "life", command.id, "running", 0, {}, {}))
+        self._store.add_event(Event(self._trial, time.time(), "running", command.id, "running", 0, {}, {}))
 
     def _kept(self, text: str, data: bytes | None = None) -> Any:
         """Return a text as it goes into an event: itself if short, else the name of its blob."""
@@ -62,7 +63,7 @@ class TrialLog:
 
     def next_command(self) -> int:
         """Return the number of the next command: one more than any that an agent was told of."""
-        told = (event.name for event in self._store.events(self._trial) if event.kind in ("command", "life"))
+        told = (event.name for event in self._store.events(self._trial) if event.kind in ("command", "running"))
         return 1 + max(map(_number, told), default=0)
 
     def command(self, command_id: str) -> RunningCommand:
@@ -87,7 +88,9 @@ class TrialLog:
         output = Output.restored(head, tail, event.detail["total_bytes"], event.detail["pieces"])
         command = RunningCommand(event.name, "", output, fault=event.detail["fault"])
         if (code := event.detail["exit_code"]) is not None:
-            command.result = CommandResult(code, event.duration_s, timed_out=event.detail["timed_out"])
+            command.result = CommandResult(
+                code, event.duration_s, timed_out=event.detail["timed_out"], out_of_memory=event.detail["out_of_memory"]
+            )
         command.done.set()
         return command
 

@@ -16,7 +16,7 @@ from server.blobs import BlobError
 from server.builds import limits_of
 from server.environments import Environment, build_environment, find_environment
 from server.patches import Patch, PatchError, load_patch, read_patch
-from server.records import SubmittedBy, TrialRecord, Verdict, trial_id_of
+from server.records import SubmittedBy, Verdict, trial_id_of
 from server.services import Services, open_services
 from server.settings import Settings
 from server.state import remove_tree
@@ -28,6 +28,7 @@ from server.trial import (
     Trial,
     TrialEndedError,
     UnknownWorkspaceError,
+    new_record,
 )
 from server.trial_log import TrialLog
 from server.verifiers.base import Bench
@@ -40,6 +41,9 @@ from tasks.model import Task
 logger = logging.getLogger(__name__)
 
 _WORKSPACE_ID = re.compile(r"[0-9a-f]{32}")
+
+_UNREADY_S = 900.0
+"""How long a trial whose server died before its workspace was ready waits for its agent to come back."""
 
 
 class Trials:
@@ -94,33 +98,19 @@ class Trials:
         task = self.task(task_id)
         services = await self.services()
         async with self._finding:
-            if self.settings.assignment.task and self._assigned is not None:
+            if self._assigned is not None:
                 return self._assigned
             workspace_id = secrets.token_hex(16)
             trial = self._new(workspace_id, task, agent, services)
-            self._trials[trial.id] = self._assigned = trial
+            self._trials[trial.id] = trial
+            self._assigned = trial if self.settings.assignment.task else None
         await self._prepare(trial, services)
         return trial
 
     def _new(self, workspace_id: str, task: Task, agent: AgentInfo, services: Services) -> Trial:
-        assignment = self.settings.assignment
         trial_id = trial_id_of(workspace_id)
         lock = services.state.try_lock(f"trial-{trial_id}")
-        record = services.store.add_trial(
-            TrialRecord(
-                id=trial_id,
-                task=task.id,
-                task_digest=task.digest,
-                agent=assignment.agent or agent.name,
-                agent_version="" if assignment.agent else agent.version,
-                model=assignment.model,
-                job=assignment.job,
-                group=assignment.group,
-                repetition=assignment.repetition,
-                containment=self.settings.containment,
-                created_at=time.time(),
-            )
-        )
+        record = services.store.add_trial(new_record(trial_id, task, agent, self.settings))
         return Trial(workspace_id, task, record, TrialLog(trial_id, services), lock)
 
     async def _prepare(self, trial: Trial, services: Services) -> None:
@@ -218,6 +208,9 @@ class Trials:
         trial.timings = dict(trial.record.timings)
         if trial.over:
             self._release(trial)
+        elif not record.ready_at and time.time() > record.created_at + _UNREADY_S:
+            left = "Its server ended before the workspace was ready. Open another."
+            self._end(trial, None, state="error", error_class="build", error=left)
         elif task.digest != record.task_digest:
             self._end(trial, None, state="error", error_class="task", error=f"The task {task.id} changed after this trial began.")
         elif trial.record.state == "submitted":
@@ -247,12 +240,12 @@ class Trials:
             raise TrialEndedError(trial.record)
         return trial, trial.workspace
 
-    def building(self, trial: Trial) -> str:
-        """Say how far the environment of ``trial`` is."""
+    def building(self, trial: Trial, then: str = "make the same call again") -> str:
+        """Say how far the environment of ``trial`` is, and what to do meanwhile."""
         waited = time.time() - trial.record.created_at
         return (
             f"building: {trial.stage} ({waited:.0f} s so far)\nThe environment is being built, once for all trials of this "
-            "task. Nothing is wrong: wait a few seconds and make the same call again. Your time counts from when it is ready."
+            f"task. Nothing is wrong: wait a few seconds and {then}. Your time counts from when it is ready."
         )
 
     async def submit(self, trial: Trial, by: SubmittedBy) -> None:
@@ -277,6 +270,11 @@ class Trials:
                 if by == "agent":
                     raise
                 self._end(trial, None, state="done", reward=0.0, submitted_by=by, flags=("patch_refused",), error=str(error))
+                return
+            except OSError as error:
+                if by == "agent":
+                    raise
+                self._end(trial, None, state="error", submitted_by=by, error_class="patch", error=repr(error)[:500])
                 return
             trial.record = services.store.update_trial(
                 trial.id, state="submitted", patch=patch.digest, submitted_by=by, timings=trial.timings
@@ -349,8 +347,9 @@ class Trials:
     async def _recover(self) -> None:
         """End what dead processes left over time, and remove what they left on disk. Trials still in time may be resumed."""
         services = self._opened
-        for record in services.store.trials(states=("open", "submitted")):
-            late = record.state == "submitted" or time.time() > record.deadline_at > 0
+        for record in services.store.trials(states=("building", "open", "submitted")):
+            until = record.deadline_at or record.created_at + _UNREADY_S
+            late = record.state == "submitted" or time.time() > until
             async with self._finding:
                 if late and record.id not in self._trials:
                     with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one

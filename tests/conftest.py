@@ -1,5 +1,6 @@
 """Fixtures of every test: reachable folders, a state folder with the bundled tasks built, servers to connect to."""
 
+import os
 from collections.abc import AsyncGenerator, Generator
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ def built_state() -> Generator[Path]:
     """A state folder in which the bundled tasks were built, by the command that users type. Trials of many tests share it."""
     with reachable_folder() as folder:
         built = seatrial(folder, "tasks", "build")
-        if built.returncode and "network" in built.stderr.lower():
+        offline = built.returncode and "could not be fetched" in built.stdout + built.stderr and "CI" not in os.environ
+        if offline:
             pytest.skip(f"the tasks cannot be fetched here: {built.stderr.strip()[-300:]}")
         assert built.returncode == 0, built.stdout + built.stderr
         yield folder

@@ -69,6 +69,7 @@ def described(task: Task) -> str:
     return (
         f"{task.id}: {task.title}\n\n{task.instruction.strip()}\n\n"
         f"Limits: {task.agent_timeout_s / 60:.0f} minutes from when the workspace is ready; {limits.cpus:g} CPUs, "
-        f"{limits.memory_mb} MB memory, {limits.storage_mb} MB disk. The repository is at /workspace. There is no network. "
+        f"{limits.memory_mb} MB memory, {limits.storage_mb} MB disk. The repository is at /workspace. "
+        "There is no network, so nothing can be installed. "
         "One submission counts. Hidden tests decide: every one must pass. Changes outside /workspace are not judged."
     )

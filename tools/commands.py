@@ -145,6 +145,8 @@ def _state(running: RunningCommand) -> str:
         return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.1f} s."
     shell = "" if SHELL.endswith("bash") else f", {SHELL}"
     signal = f" (killed by signal {-result.exit_code})" if result.exit_code < 0 else ""
+    if result.out_of_memory:
+        signal += ": the workspace's memory was used up"
     return f"exit code {result.exit_code}{signal} ({running.id}, {result.duration_s:.1f} s{shell})"
 
 

@@ -244,6 +244,8 @@ def _places(data: bytes, old: bytes) -> str:
 
 def _nearest(data: bytes, old_text: str) -> str:
     """Show the lines of the file that are most like the first line of what was looked for."""
+    if all(re.match(r"\s*\d+\t", line) for line in old_text.splitlines() if line.strip()):
+        return "It seems to have the line numbers that view_file shows: leave them out."
     wanted = next((line.strip() for line in old_text.splitlines() if line.strip()), "")[:_COMPARED]
     lines = data[: 1 << 20].decode(errors="replace").splitlines()[:20_000]
     words = set(re.findall(r"\w+", wanted))

@@ -32,9 +32,11 @@ async def open_workspace(ctx: TrialContext, task_id: Annotated[str, Field(descri
     head = f"workspace_id: {trial.workspace_id}\n"
     if trial.over:
         return head + "This trial is over. Call submit to see its result."
+    text = "ready at /workspace"
     if trial.workspace is None:
-        return head + bounded(trials.building(trial) + "\n\n" + described(trial.task), "get_task shows all of the instruction.")
-    return head + bounded("ready at /workspace\n\n" + described(trial.task), "get_task shows all of the instruction.")
+        then = "call list_files with this workspace_id until it answers; do not open it again"
+        text = trials.building(trial, then)
+    return head + bounded(f"{text}\n\n{described(trial.task)}", "get_task shows all of the instruction.")
 
 
 async def view_diff(
@@ -182,4 +184,5 @@ async def close_workspace(ctx: TrialContext, workspace_id: WorkspaceId) -> str:
     """Give up: end the trial without a submission. It counts as not resolved."""
     trials = trials_of(ctx)
     await trials.close(await trials.find(workspace_id))
-    return "closed\nThe trial is over and counts as not resolved. Call open_workspace to start another."
+    another = "" if trials.settings.assignment.task else " Call open_workspace to start another."
+    return f"closed\nThe trial is over and counts as not resolved.{another}"

@@ -82,13 +82,14 @@ class Command:
 class CommandResult:
     """How a command ended. A non-zero exit code is a result, not an error.
 
-    ``exit_code`` is negative for a signal; ``timed_out`` and ``stopped`` say that we ended it.
+    ``exit_code`` is negative for a signal; ``timed_out`` says that we ended it, ``out_of_memory`` that the
+    kernel killed something for memory meanwhile.
     """
 
     exit_code: int
     duration_s: float
     timed_out: bool = False
-    stopped: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)

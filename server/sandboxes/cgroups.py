@@ -52,10 +52,16 @@ class Cgroup:
             except OSError:
                 self.enforced.pop(LIMIT_OF[controller], None)
 
+    def memory_kills(self) -> int:
+        """Return how many processes were killed so far because the group had used up its memory."""
+        memory = self.folders.get("memory")
+        names = ("memory.events", "memory.oom_control")
+        return sum(_count(memory / name, "oom_kill") for name in names) if memory else 0
+
     def kill_reason(self) -> str | None:
         """Say which limit was hit so far, or None. Only that of memory makes the kernel kill."""
-        memory, pids = self.folders.get("memory"), self.folders.get("pids")
-        if memory and any(_count(memory / name, "oom_kill") for name in ("memory.events", "memory.oom_control")):
+        pids = self.folders.get("pids")
+        if self.memory_kills():
             return f"it ran out of its memory (limit {self.limits.memory_bytes >> 20:,} MiB)"
         if pids and _count(pids / "pids.events", "max"):
             return f"it ran out of processes (limit {self.limits.processes:,})"

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -65,6 +65,8 @@ class LocalSandbox:
         self._died = ""
         self.enforced: Mapping[str, str] = {}
         self.ready = anyio.Event()
+        self.memory_kills: Callable[[], int] = lambda: 0
+        self._kills = 0
 
     async def run(self, command: Command, on_output: OnOutput) -> CommandResult:
         """See `Sandbox.run`."""
@@ -89,7 +91,14 @@ class LocalSandbox:
                 await self._stop(number, request)
         self._check(number, request, "")
         code = int(request.result) if request.result.lstrip(b"-").isdigit() else -signal.SIGKILL
-        return CommandResult(code, time.monotonic() - started, timed_out=timed_out)
+        return CommandResult(
+            code, time.monotonic() - started, timed_out=timed_out, out_of_memory=code != 0 and self._lost_memory()
+        )
+
+    def _lost_memory(self) -> bool:
+        """Say whether the kernel has killed for memory since this was asked last."""
+        before, self._kills = self._kills, self.memory_kills()
+        return self._kills > before
 
     async def read(self, path: str, start: int, size: int) -> FileData:
         """See `Sandbox.read`."""

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -27,6 +29,7 @@ from server.sandboxes.watchdog import BUSY_S, usage_of, watch
 logger = logging.getLogger(__name__)
 
 _START_S = 30.0
+_LOG = "seatrial-log-"
 
 
 @asynccontextmanager
@@ -56,7 +59,7 @@ async def open_sandbox(machine: Machine, host: Host, background: TaskGroup, name
         group = await anyio.to_thread.run_sync(_grouped, limited, machine.limits, name, inner.pid)
         background.start_soon(_listen, sandbox, group)
         stack.callback(sandbox.died, "it was closed")
-        sandbox.enforced = _enforced(machine.limits, group)
+        sandbox.enforced, sandbox.memory_kills = _enforced(machine.limits, group), group.memory_kills
         with anyio.move_on_after(_START_S):
             await sandbox.ready.wait()
         if sandbox.dead or not sandbox.ready.is_set():
@@ -87,7 +90,7 @@ def _spawn(machine: Machine, host: Host, channel: socket.socket) -> tuple[Proces
 
         information, writing = os.pipe()
         stack.callback(os.close, writing)
-        log = os.memfd_create("seatrial-log", os.MFD_CLOEXEC)
+        log = os.memfd_create(f"{_LOG}{os.getpid()}", os.MFD_CLOEXEC)
         syscalls = sealed(seccomp.filter_program(os.uname().machine))
         options = [*bwrap_options(machine, host), "--info-fd", str(writing), "--seccomp", str(syscalls)]
         arguments = sealed(b"".join(os.fsencode(option) + b"\0" for option in options))
@@ -121,6 +124,23 @@ async def _inner_pid(monitor: Process, information: int) -> Process | None:
         raise
     finally:
         os.close(information)
+
+
+def reap_orphans(uid: int) -> None:
+    """Kill what servers that were killed left of sandboxes that they were just starting.
+
+    If bubblewrap dies before it lets its child go on, the child waits for ever; it is known by its log.
+    """
+    for name in os.listdir("/proc"):
+        with suppress(OSError):
+            if name.isdigit() and Path("/proc", name).stat().st_uid == uid:
+                orphan = Process(int(name), os.pidfd_open(int(name)))
+                try:
+                    found = re.fullmatch(rf"/memfd:{_LOG}(\d+) \(deleted\)", str(Path("/proc", name, "fd", "2").readlink()))
+                    if found and not Path("/proc", found[1]).exists():
+                        orphan.kill()
+                finally:
+                    os.close(orphan.pidfd)
 
 
 def _refusal(log: int) -> str:
