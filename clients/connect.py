@@ -10,25 +10,6 @@ START_S = 120
 """Cline's `timeout`: for one call and for the start, which it gives 3 s without it."""
 
 
-TOOLS = (
-    "list_tasks",
-    "get_task",
-    "open_workspace",
-    "list_files",
-    "view_file",
-    "save_file",
-    "edit_file",
-    "search_files",
-    "run_command",
-    "command_output",
-    "stop_command",
-    "view_diff",
-    "submit",
-    "close_workspace",
-)
-"""The server's tools, to be used without asking: all that they do is done in the sandbox."""
-
-
 class UnknownClientError(SeaTrialError):
     """There are no instructions for this agent."""
 
@@ -44,7 +25,7 @@ class Guide:
     text: str
 
 
-def cline(command: Sequence[str], environment: Mapping[str, str]) -> Guide:
+def cline(command: Sequence[str], environment: Mapping[str, str], tools: Sequence[str]) -> Guide:
     """Return the entry of Cline's MCP settings file; it starts ``command`` wherever the agent stands."""
     program, *arguments = command
     server = {
@@ -54,24 +35,24 @@ def cline(command: Sequence[str], environment: Mapping[str, str]) -> Guide:
         "env": dict(environment),
         "disabled": False,
         "timeout": START_S,
-        "autoApprove": list(TOOLS),
+        "autoApprove": list(tools),
     }
     entry = {"mcpServers": {"seatrial": server}}
     return Guide(entry, _CLINE.format(entry=json.dumps(entry, indent=2)))
 
 
-GUIDES: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], Guide]] = {"cline": cline}
+GUIDES: Mapping[str, Callable[[Sequence[str], Mapping[str, str], Sequence[str]], Guide]] = {"cline": cline}
 
 
-def guide(client: str, command: Sequence[str], environment: Mapping[str, str]) -> Guide:
-    """Return how to connect ``client`` to the server that ``command`` starts.
+def guide(client: str, command: Sequence[str], environment: Mapping[str, str], tools: Sequence[str]) -> Guide:
+    """Return how to connect ``client`` to the server that ``command`` starts, with ``tools`` to be used without asking.
 
     Raises:
         UnknownClientError: nothing is known about it.
     """
     if client not in GUIDES:
         raise UnknownClientError(client)
-    return GUIDES[client](command, environment)
+    return GUIDES[client](command, environment, tools)
 
 
 _CLINE = """\

@@ -9,11 +9,13 @@ _OF_THE_CLI = ("-h", "--help", "--version")
 def main() -> None:
     """Serve when the arguments are options only or start with `serve`, else run the command line; exit with its code.
 
+    A person who types the bare name into a terminal is shown the help; a client that starts it so is served.
+
     Imports are inside, because they may come only after the user's folder has left the path, and because a server
     that is to answer quickly must not load the command line.
     """
     forget_user_folder()
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] or (["--help"] if _typed_by_hand() else [])
     if not arguments or arguments[0] == "serve" or (arguments[0].startswith("-") and arguments[0] not in _OF_THE_CLI):
         from server.cli.serve import serve
 
@@ -21,6 +23,10 @@ def main() -> None:
     from server.cli.main import run
 
     sys.exit(run(arguments))
+
+
+def _typed_by_hand() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def forget_user_folder() -> None:

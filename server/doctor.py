@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.host import prepare_host
-from server.interpreters import find_interpreters
+from server.interpreters import find_interpreters, named
 from server.sandboxes.base import Limits, Machine, SandboxRefusedError
 from server.sandboxes.bubblewrap import stage_bwrap, version_of
 from server.sandboxes.cgroups import cgroup
@@ -51,7 +51,7 @@ class Kernel:
 
 def diagnose(settings: Settings) -> tuple[Finding, ...]:
     """Try everything the local sandbox rests on. Takes about a second; makes the state folder if it is missing."""
-    return (*_essentials(settings), *_limits(), _interpreters(settings), _git(settings))
+    return (*_essentials(settings), *_limits(), _interpreters(settings), *_unusable_pythons(settings), _git(settings))
 
 
 def refusal(settings: Settings) -> str | None:
@@ -236,6 +236,13 @@ def _interpreters(settings: Settings) -> Finding:
         return Finding("interpreters", "enforced", ", ".join(f"{one.version_text} ({one.path})" for one in found))
     remedy = "Install one (`uv python install` or the system's packages), or name its executable in SEATRIAL_PYTHONS."
     return Finding("interpreters", "missing", "no CPython 3.9 or newer on PATH", remedy)
+
+
+def _unusable_pythons(settings: Settings) -> Iterator[Finding]:
+    unusable = [str(path) for path in settings.pythons if named(path) is None]
+    if unusable:
+        remedy = "Name executables of CPython 3.9 or newer, or the folders above their bin, separated by colons."
+        yield Finding("SEATRIAL_PYTHONS", "best effort", f"no usable interpreter: {', '.join(unusable)}", remedy)
 
 
 def _git(settings: Settings) -> Finding:

@@ -116,13 +116,16 @@ def find_interpreters(settings: Settings) -> tuple[Interpreter, ...]:
 
 
 def _preferred(settings: Settings) -> Iterator[Interpreter]:
-    for path in settings.pythons:
-        program = path if is_elf(path) else path / "bin" / "python3"
-        if is_elf(program) and (found := ask(program)) is not None:
-            yield found
+    yield from (found for path in settings.pythons if (found := named(path)) is not None)
     own = _base(Path(sys.base_prefix), f"python{sys.version_info[0]}.{sys.version_info[1]}")
     if own is not None and (found := ask(own)) is not None:
         yield found
+
+
+def named(path: Path) -> Interpreter | None:
+    """Return the interpreter that a word of ``SEATRIAL_PYTHONS`` names, by itself or by its folder; None if it is not usable."""
+    program = path if is_elf(path) else path / "bin" / "python3"
+    return ask(program) if is_elf(program) else None
 
 
 def _on_path(settings: Settings) -> Iterator[Path]:

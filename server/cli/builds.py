@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass
 
 import anyio
 
-from server.cli.display import Board, open_board, write_json, write_table
+from server.cli.display import Board, open_board, write_failure, write_json, write_table
+from server.doctor import refusal
 from server.environments import build_environment
 from server.settings import Settings
 from server.state import State, open_state
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import Task
+
+
+class UnusableError(SeaTrialError):
+    """No sandbox can work on this machine; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,38 @@ def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
     """Build the named tasks, or all; one that fails does not stop the others, but makes the code 1."""
     settings = Settings.from_environment()
     catalog = load_catalog(settings.tasks)
+    wanted = chosen(catalog, task_ids)
+    check_machine(settings)
     state = open_state(settings)
     with open_board() as board:
-        built = anyio.run(build_all, chosen(catalog, task_ids), settings, state, board)
+        built = anyio.run(build_all, wanted, settings, state, board)
     if as_json:
         write_json({"tasks": [{**asdict(one), "seconds": round(one.seconds, 3)} for one in built]})
     else:
-        write_table(("task", "seconds", "result"), [(one.task, f"{one.seconds:.1f}", one.error or "built") for one in built])
+        write_table(("task", "seconds", "result"), [(one.task, f"{one.seconds:.1f}", _result(one)) for one in built])
+        write_not_built(built)
     return 1 if any(one.error for one in built) else 0
+
+
+def check_machine(settings: Settings) -> None:
+    """Try what every sandbox rests on, so that it is told once and not by each task.
+
+    Raises:
+        UnusableError: something of it does not work here.
+    """
+    if text := refusal(settings):
+        raise UnusableError(text)
+
+
+def write_not_built(built: Sequence[Built]) -> None:
+    """Write to stderr why environments could not be built."""
+    for one in built:
+        if one.error:
+            write_failure(f"{one.task} was not built: {one.error}")
+
+
+def _result(one: Built) -> str:
+    return "not built" if one.error else "built"
 
 
 def chosen(catalog: Catalog, task_ids: Sequence[str]) -> tuple[Task, ...]:
@@ -57,7 +86,7 @@ async def build_all(wanted: Sequence[Task], settings: Settings, state: State, bo
         except SeaTrialError as failure:
             error = str(failure)
         seconds = time.perf_counter() - began
-        board.done(task.id, error or f"ready after {seconds:.1f} s")
+        board.done(task.id, "not built" if error else f"ready after {seconds:.1f} s")
         built.append(Built(task.id, seconds, error))
     return tuple(built)
 

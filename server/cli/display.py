@@ -3,13 +3,12 @@
 import io
 import json
 import sys
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +30,11 @@ class Board(Protocol):
 def write_line(text: str = "") -> None:
     """Write one line to stdout, with control characters made visible."""
     sys.stdout.write(harmless(text) + "\n")
+
+
+def write_failure(text: str) -> None:
+    """Write a line to stderr: what failed, and why."""
+    sys.stderr.write(harmless(text) + "\n")
 
 
 def write_json(value: Any) -> None:
@@ -69,11 +73,7 @@ def open_board() -> Generator[Board]:
     if not sys.stderr.isatty():
         yield Lines(lambda text: sys.stderr.write(text + "\n"))
         return
-    columns = (
-        SpinnerColumn(finished_text=" "),
-        TextColumn("{task.description}", markup=False),
-        TextColumn("{task.fields[since]}"),
-    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Live(progress)
 
@@ -95,23 +95,20 @@ class Lines:
 
 
 class Live:
-    """One changing line for each name, with the seconds since it began."""
+    """One changing line for each name, with the time since it began; what has ended moves up and stays as a plain line."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._rows: dict[str, tuple[Any, float]] = {}
+        self._rows: dict[str, TaskID] = {}
 
     def stage(self, name: str, text: str) -> None:
-        self._show(name, text)
+        description = harmless(f"{name}: {text}")
+        if name in self._rows:
+            self._progress.update(self._rows[name], description=description)
+        else:
+            self._rows[name] = self._progress.add_task(description, total=None)
 
     def done(self, name: str, text: str) -> None:
-        row = self._show(name, text)
-        self._progress.update(row, total=1, completed=1)
-
-    def _show(self, name: str, text: str) -> Any:
-        if name not in self._rows:
-            self._rows[name] = (self._progress.add_task("", total=None, since=""), time.monotonic())
-        row, began = self._rows[name]
-        since = f"{time.monotonic() - began:.1f} s"
-        self._progress.update(row, description=harmless(f"{name}: {text}"), since=since)
-        return row
+        if name in self._rows:
+            self._progress.remove_task(self._rows.pop(name))
+        self._progress.console.print(Text(harmless(f"{name}: {text}")), soft_wrap=True)

@@ -3,9 +3,10 @@
 What a command needs is imported when it runs: `seatrial --help` loads neither MCP nor a database.
 """
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
@@ -29,10 +30,18 @@ app.add_typer(task_commands, name="tasks")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 1 for an expected failure, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run one command line and return its exit code.
+
+    0 done, 1 an expected failure, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more.
+    """
+    if sys.stdout is None:  # `>&-`: what is opened next would take its place
+        sys.stderr.write("seatrial: The output is closed. Send it to a file or to /dev/null.\n")
+        return 1
     try:
         app(args=list(arguments), prog_name="seatrial")
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer makes it a 1
+            return _unread()
         return _flushed(end.code if isinstance(end.code, int) else int(end.code is not None))
     except UnknownTaskError as error:
         return _failed(str(error).replace("Call list_tasks", "Run `seatrial tasks list`"))
@@ -40,9 +49,8 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        _drop_output()
-        return 141
+    except OSError as error:
+        return _unwritten(error)
     return _flushed(0)
 
 
@@ -54,10 +62,25 @@ def _failed(text: str) -> int:
 def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-        return 141
+    except OSError as error:
+        return _unwritten(error)
     return code
+
+
+def _unwritten(error: OSError) -> int:
+    """Return the exit code where nothing more can be written; any other error is a bug, and raised again."""
+    if isinstance(error, BrokenPipeError):
+        return _unread()
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        raise error
+    sys.stderr.write(f"seatrial: Cannot write {error.filename or 'the output'}: {error.strerror}.\n")
+    _drop_output()
+    return 1
+
+
+def _unread() -> int:
+    _drop_output()
+    return 141
 
 
 def _drop_output() -> None:
@@ -69,6 +92,30 @@ def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"seatrial {version('seatrial')}")
         raise typer.Exit
+
+
+def _client(value: str) -> str:
+    from clients.connect import GUIDES
+
+    return _one_of(value, GUIDES)
+
+
+def _agent(value: str) -> str:
+    from clients.scripted import SCRIPTS
+
+    return _one_of(value, SCRIPTS)
+
+
+def _one_of(value: str, known: Iterable[str]) -> str:
+    if value not in known:
+        raise typer.BadParameter(f"{value!r} is not known; there are: {', '.join(sorted(known))}.")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise typer.BadParameter("it holds control characters.")
+    return value
 
 
 @app.callback()
@@ -90,12 +137,13 @@ def serve(context: typer.Context) -> None:
 
 @task_commands.command("list")
 def tasks_list(
-    query: Annotated[str, typer.Argument(help="Words to look for.", show_default=False)] = "", as_json: Json = False
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Every one must occur in the task.")] = None,
+    as_json: Json = False,
 ) -> None:
     """List the tasks, and the folders that could not be read."""
     from server.cli.tasks import list_tasks
 
-    raise typer.Exit(list_tasks(query, as_json=as_json))
+    raise typer.Exit(list_tasks(" ".join(words or []), as_json=as_json))
 
 
 @task_commands.command("show")
@@ -116,11 +164,11 @@ def tasks_build(task_ids: Ids = None, as_json: Json = False) -> None:
 
 @app.command("run")
 def run_trials(
-    agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", help="The reference agent.")],
+    agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", callback=_agent, help="The reference agent.")],
     task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
     repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,
     concurrency: Annotated[int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")] = 0,
-    job: Annotated[str, typer.Option("--job", help="A name for the results; default: the time.")] = "",
+    job: Annotated[str, typer.Option("--job", callback=_printable, help="A name for the results; default: the time.")] = "",
     as_json: Json = False,
 ) -> None:
     """Run a reference agent: a real client that starts the real server and uses its tools."""
@@ -142,7 +190,7 @@ def results(
 
 @app.command()
 def connect(
-    client: Annotated[str, typer.Argument(metavar="cline", help="The agent to connect.")],
+    client: Annotated[str, typer.Argument(metavar="cline", callback=_client, help="The agent to connect.")],
     show: Annotated[bool, typer.Option("--print", help="Print what to do; no file is touched (the default).")] = True,
     as_json: Json = False,
 ) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,17 @@ from typing import Any
 import anyio
 
 from clients.runs import Score, Work, plans, run_trials, scores
-from clients.scripted import SCRIPTS, Launch, TrialPlan
-from server.cli.builds import Built, build_all, chosen
-from server.cli.display import Board, open_board, shown_reward, write_json, write_line, write_table
+from clients.scripted import Launch, TrialPlan, TrialRun
+from server.cli.builds import Built, build_all, check_machine, chosen, write_not_built
+from server.cli.display import Board, open_board, shown_reward, write_failure, write_json, write_line, write_table
 from server.gold import gold_change
 from server.settings import Settings, inherited_environment
-from server.state import open_state
+from server.state import State, open_state
 from server.store import open_store
 from tasks.catalog import load_catalog
-from tasks.errors import SeaTrialError
 from tasks.model import Task
 
 PHASES = ("start", "open", "work", "verify", "total")
-
-
-class RunError(SeaTrialError):
-    """What was asked for cannot be run."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def run_agents(wanted: Wanted, *, as_json: bool) -> int:
         write_json({"job": finished.job, "trials": [as_data(score) for score in finished.scores], **unbuilt(finished)})
     else:
         write_scores(finished)
-        write_line(f"\njob {finished.job}: see it again with: seatrial results {finished.job}")
+        write_line(f"\njob {finished.job}: see it again with: {results_command(finished.job)}")
     return 1 if finished.not_built or any(score.reward is None for score in finished.scores) else 0
 
 
@@ -65,17 +62,15 @@ def play(wanted: Wanted) -> Finished:
     """Build what is needed, run every trial over MCP, and return what the server's record says.
 
     Raises:
-        RunError: there is no such agent.
         UnknownTaskError: there is no such task.
+        UnusableError: no sandbox can work here.
     """
-    for agent in wanted.agents:
-        if agent not in SCRIPTS:
-            raise RunError(f"No reference agent {agent!r}. There are: {', '.join(sorted(SCRIPTS))}.")
     settings = Settings.from_environment()
     tasks = chosen(load_catalog(settings.tasks), wanted.tasks)
+    check_machine(settings)
     state = open_state(settings)
     job = wanted.job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    with open_board() as board:
+    with _told_of_ctrl_c(job, state), open_board() as board:
         built = anyio.run(build_all, tasks, settings, state, board)
         failed = [one for one in built if one.error]
         ready = [task for task in tasks if task.id not in {one.task for one in failed}]
@@ -93,6 +88,24 @@ def launch(settings: Settings) -> Launch:
     return Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
 
 
+def results_command(job: str) -> str:
+    """Return what to type to see the results of ``job``, whatever its name."""
+    return f"seatrial results {'-- ' if job.startswith('-') else ''}{shlex.quote(job)}"
+
+
+@contextmanager
+def _told_of_ctrl_c(job: str, state: State) -> Generator[None]:
+    """Say on Ctrl-C where the trials that were begun can be seen."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with open_store(state.private / "store.db") as store:
+            begun = bool(store.trials(job=job))
+        if begun:
+            write_failure(f"stopped; see: {results_command(job)}")
+        raise
+
+
 def fitting(tasks: Sequence[Task]) -> int:
     """Return how many trials this machine can hold at once: one for each core, and each with the memory it may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -102,7 +115,7 @@ def fitting(tasks: Sequence[Task]) -> int:
 
 
 def write_scores(finished: Finished) -> None:
-    """Print one line for each trial, and each error in full below."""
+    """Print one line for each trial; each error goes in full to stderr."""
     rows = [
         (score.run.task, score.run.agent, str(score.run.repetition), shown_reward(score.reward), *_seconds(score))
         for score in finished.scores
@@ -111,9 +124,8 @@ def write_scores(finished: Finished) -> None:
     write_line("(start to total: seconds)")
     for score in finished.scores:
         if score.error:
-            write_line(f"{score.run.task} {score.run.agent} #{score.run.repetition}: {score.error}")
-    for one in finished.not_built:
-        write_line(f"{one.task} was not built: {one.error}")
+            write_failure(f"{score.run.task} {score.run.agent} #{score.run.repetition}: {score.error}")
+    write_not_built(finished.not_built)
 
 
 def as_data(score: Score) -> dict[str, Any]:
@@ -143,13 +155,13 @@ def _seconds(score: Score) -> list[str]:
     return [f"{score.run.timings[name]:.2f}" if name in score.run.timings else "-" for name in PHASES]
 
 
-async def _run(planned: Sequence[TrialPlan], launch: Launch, places: int, board: Board) -> tuple[Any, ...]:
+async def _run(planned: Sequence[TrialPlan], server: Launch, places: int, board: Board) -> tuple[TrialRun, ...]:
     def name(plan: TrialPlan) -> str:
         return f"{plan.task} {plan.agent} #{plan.repetition}"
 
     return await run_trials(
         planned,
-        launch,
+        server,
         concurrency=places,
         on_stage=lambda plan, stage: board.stage(name(plan), stage),
         on_end=lambda plan, run: board.done(name(plan), "broke off" if run.error else f"done in {run.timings['total']:.1f} s"),

@@ -14,7 +14,10 @@ def list_tasks(query: str, *, as_json: bool) -> int:
         listed = [task.model_dump(mode="json", include={"id", "title", "language", "difficulty", "keywords"}) for task in found]
         write_json({"tasks": listed, "problems": problems})
         return 0
-    write_table(("id", "language", "difficulty", "title"), [(t.id, t.language, t.difficulty, t.title) for t in found])
+    if found:
+        write_table(("id", "language", "difficulty", "title"), [(t.id, t.language, t.difficulty, t.title) for t in found])
+    else:
+        write_line(f"No task matches {query!r}. `seatrial tasks list` shows all of them.")
     for problem in problems:
         write_line(f"Not usable: {problem}")
     return 0

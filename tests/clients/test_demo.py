@@ -75,7 +75,7 @@ def test_the_tables_can_be_read(demo: Any, environment: dict[str, str]) -> None:
 
 
 def test_ctrl_c_ends_a_run_with_all_that_it_started(demo: Any, environment: dict[str, str]) -> None:
-    command = [*ISOLATED, "run", "--agent", "oracle", "--task", "h11-chunked-body", "-k", "50"]
+    command = [*ISOLATED, "run", "--agent", "oracle", "--task", "h11-chunked-body", "-k", "50", "--job", "broken off"]
     with subprocess.Popen(
         command, env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -87,3 +87,4 @@ def test_ctrl_c_ends_a_run_with_all_that_it_started(demo: Any, environment: dict
 
     assert process.returncode == 130
     assert "Traceback" not in told
+    assert "stopped; see: seatrial results 'broken off'\n" in told

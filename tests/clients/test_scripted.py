@@ -132,10 +132,18 @@ async def test_a_command_of_the_oracle_that_fails_is_an_error(place: Place) -> N
 
 
 async def test_a_refusal_is_told_in_the_servers_words(place: Place) -> None:
+    run = await place.play("oracle", [Wanted("../outside", b"x")])
+
+    assert run.error.startswith("save_file answered: ")
+    assert "outside" in run.error
+    assert place.record(run).reward is None
+
+
+async def test_a_server_that_refuses_to_start_is_told_in_its_words(place: Place) -> None:
     run = await place.play("nop", task="no-such-task")
 
-    assert run.error.startswith("open_workspace answered: ")
     assert "No task 'no-such-task'" in run.error
+    assert place.task in run.error
     assert run.trial == ""
 
 
