@@ -133,7 +133,7 @@ def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str]
                 yield from _folder(folder, name, before, prefix, drop, opaque=opaque)
             else:
                 yield from _entry(folder, name, status, before, prefix, drop)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue  # a live workspace: it went away while we looked
     if opaque:
         for path, lower in files_below(lowers, prefix, LEFT_OUT):

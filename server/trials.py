@@ -261,18 +261,20 @@ class Trials:
                 return
             if trial.workspace is None or trial.environment is None:
                 raise StillBuildingError(self.building(trial))
-            await trial.workspace.suspend()
+            await trial.workspace.freeze()
             trial.timings["work"] = round(time.time() - trial.record.ready_at, 3)
             try:
                 lowers = trial.environment.lowers
                 patch = await to_thread.run_sync(read_patch, trial.workspace.upper, lowers, services.blobs)
             except PatchError as error:
                 if by == "agent":
+                    trial.workspace.thaw()
                     raise
                 self._end(trial, None, state="done", reward=0.0, submitted_by=by, flags=("patch_refused",), error=str(error))
                 return
             except OSError as error:
                 if by == "agent":
+                    trial.workspace.thaw()
                     raise
                 self._end(trial, None, state="error", submitted_by=by, error_class="patch", error=repr(error)[:500])
                 return
@@ -287,7 +289,7 @@ class Trials:
             if trial.over or trial.record.state == "submitted":
                 raise TrialEndedError(trial.record)
             if trial.workspace is not None:
-                await trial.workspace.suspend()
+                await trial.workspace.freeze()
             self._end(trial, None, state="done", reward=0.0, submitted_by="closed")
 
     def verdict(self, trial: Trial) -> Verdict | None:
@@ -297,7 +299,10 @@ class Trials:
     async def _judge(self, trial: Trial, patch: Patch) -> None:
         services, started = self._opened, time.monotonic()
         bench = Bench(services.state, services.host, services.blobs, self._background)
+        folder = services.state.shared / "workspaces" / trial.id
         try:
+            # The patch is kept: what else the agent left must not take the room that judging needs.
+            await to_thread.run_sync(remove_tree, folder, abandon_on_cancel=True)
             environment = trial.environment
             if environment is None:
                 environment = await build_environment(trial.task, self.settings, services.state, lambda _: None)

@@ -32,6 +32,13 @@ class CommandError(SeaTrialError):
     """A command cannot be started or is not known; the text says what to do."""
 
 
+class FrozenError(SeaTrialError):
+    """The workspace has been submitted or closed."""
+
+    def __init__(self) -> None:
+        super().__init__("This workspace has been submitted or closed: nothing can be done in it any more. Call submit.")
+
+
 @dataclass
 class RunningCommand:
     """A command of the agent, under way or over.
@@ -71,6 +78,7 @@ class Workspace:
         """Held from reading a file to writing it back."""
         self._stack: AsyncExitStack | None = None
         self._sandbox: Sandbox | None = None
+        self._frozen = False
         self.commands: dict[str, RunningCommand] = {}
         self.next_command = 1
 
@@ -80,9 +88,11 @@ class Workspace:
         Raises:
             SandboxRefusedError: this machine does not let us isolate.
         """
-        if self._sandbox is not None and not self._sandbox.dead:
+        if self._sandbox is not None and not self._sandbox.dead and not self._frozen:
             return self._sandbox
         async with self._opening:
+            if self._frozen:
+                raise FrozenError
             if self._sandbox is not None and not self._sandbox.dead:
                 return self._sandbox
             await self._close()
@@ -92,6 +102,15 @@ class Workspace:
                 self._stack = stack.pop_all()
             self._sandbox = sandbox
             return sandbox
+
+    async def freeze(self) -> None:
+        """End every process and start none any more: from when this returns the files stay as they are."""
+        self._frozen = True
+        await self.suspend()
+
+    def thaw(self) -> None:
+        """Let the sandbox be opened again."""
+        self._frozen = False
 
     async def suspend(self) -> None:
         """End every process; the files stay. When this returns nothing writes to them any more."""
