@@ -1,8 +1,10 @@
 """The MCP server, put together: tools, resources, one lifespan that owns everything with a life."""
 
+import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -190,10 +192,13 @@ async def serve(settings: Settings) -> None:
     SIGTERM and SIGINT end the process with 128 + their number: the SDK's reader thread would keep it alive.
     """
     received = 0
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most > 0 else 65_536, most))
 
     def leave() -> None:
-        if received:
-            os._exit(128 + received)
+        task = asyncio.current_task()
+        if received or (task is not None and task.cancelling()):  # the second: SIGINT came before we listened for it
+            os._exit(128 + (received or signal.SIGINT))
 
     server = build_server(settings, leave)
 

@@ -211,6 +211,10 @@ def _left_out(path: str) -> bool:
 
 def write_layer(patch: Patch, blobs: Blobs, lowers: Sequence[Path], target: Path) -> None:
     """Write ``patch`` into the empty folder ``target`` so that it can lie on ``lowers`` in an overlay."""
+    files = {change.path for change in patch.changes if change.kind != "deleted"}
+    for path in files:
+        if any(str(above) in files for above in PurePosixPath(path).parents):
+            raise PatchError(f"{path[:200]!r} lies below what the same patch says is a file.")
     for change in patch.changes:
         if change.kind != "deleted":
             put_file(target, change.path, blobs.get(change.sha256), link=change.kind == "link", executable=change.executable)

@@ -38,14 +38,15 @@ class Services:
         reap_cgroups()
 
     def _reap(self, kind: str, name: str, lock: str) -> None:
+        record = self.store.find_trial(name) if kind == "workspaces" else None
+        if record is not None and record.state not in ("done", "error"):
+            return  # without a look at its lock: whoever wants to go on with the trial now would find it held
         held = self.state.try_lock(lock)
         if held is None:
             return
         try:
-            record = self.store.find_trial(name) if kind == "workspaces" else None
-            if record is None or record.state in ("done", "error"):
-                remove_tree(self.state.shared / kind / name)
-                (self.state.private / "locks" / lock).unlink(missing_ok=True)
+            remove_tree(self.state.shared / kind / name)
+            (self.state.private / "locks" / lock).unlink(missing_ok=True)
         finally:
             os.close(held)
 

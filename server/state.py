@@ -222,7 +222,11 @@ def _without_files(folder: int) -> list[str]:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
         if is_folder:
-            os.chmod(name, 0o700, dir_fd=folder)
+            handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                Path(f"/proc/self/fd/{handle}").chmod(0o700)  # of what was opened: a symlink in its place is not followed
+            finally:
+                os.close(handle)
             folders.append(name)
         else:
             os.unlink(name, dir_fd=folder)

@@ -39,6 +39,13 @@ class StillBuildingError(SeaTrialError):
     """Not a failure: the environment is being built; whoever called should call again."""
 
 
+class TooManyWorkspacesError(SeaTrialError):
+    """This server has as many live workspaces as it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} workspaces are open already. Submit or close one first.")
+
+
 class NotAssignedError(SeaTrialError):
     """This server was started for one task only."""
 

@@ -25,6 +25,7 @@ from server.trial import (
     HeldElsewhereError,
     NotAssignedError,
     StillBuildingError,
+    TooManyWorkspacesError,
     Trial,
     TrialEndedError,
     UnknownWorkspaceError,
@@ -41,6 +42,9 @@ from tasks.model import Task
 logger = logging.getLogger(__name__)
 
 _WORKSPACE_ID = re.compile(r"[0-9a-f]{32}")
+
+_MAX_LIVE = 200
+"""Workspaces of one server that are not over: each takes descriptors, which nobody may use up."""
 
 _UNREADY_S = 900.0
 """How long a trial whose server died before its workspace was ready waits for its agent to come back."""
@@ -100,6 +104,8 @@ class Trials:
         async with self._finding:
             if self._assigned is not None:
                 return self._assigned
+            if sum(not trial.over for trial in self._trials.values()) >= _MAX_LIVE:
+                raise TooManyWorkspacesError(_MAX_LIVE)
             workspace_id = secrets.token_hex(16)
             trial = self._new(workspace_id, task, agent, services)
             self._trials[trial.id] = trial

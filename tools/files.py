@@ -298,8 +298,13 @@ async def _grep(sandbox: Sandbox, argv: list[str]) -> tuple[bytes, str, bool]:
 
 def _parsed(found: bytes) -> Iterator[tuple[str, int, str]]:
     """Yield (file, line number, line) of what grep printed; a name may hold anything but NUL, a line anything but its end."""
-    for name, number, line in re.findall(rb"([^\0]+)\0(\d{1,18}):([^\n]*)\n?", found):
-        yield os.fsdecode(name).removeprefix("./"), int(number), line.decode(errors="replace")
+    name, *rest = found.split(b"\0")
+    for piece in rest:  # number:line, then the next name, which may hold line ends itself
+        number, _, tail = piece.partition(b":")
+        line, _, following = tail.partition(b"\n")
+        if name and number.isdigit() and len(number) < 18:
+            yield os.fsdecode(name).removeprefix("./"), int(number), line.decode(errors="replace")
+        name = following
 
 
 def _fits(name: str, glob: str) -> bool:

@@ -53,7 +53,8 @@ class Machine:
 
     ``lowers`` are read-only layers of the workspace, bottom first; ``upper`` takes the change and ``work`` is the
     overlay's own scratch folder beside it. ``read_only`` and ``writable`` map paths inside to paths of the host;
-    ``masked`` are paths inside that are hidden. ``python`` is the path inside of the interpreter that runs the inner process.
+    ``covered`` are mounted read-only over parts of the workspace. ``masked`` are paths inside that are hidden.
+    ``python`` is the path inside of the interpreter that runs the inner process.
     """
 
     lowers: Sequence[Path]
@@ -62,6 +63,7 @@ class Machine:
     read_only: Mapping[str, Path]
     python: str
     writable: Mapping[str, Path] = field(default_factory=dict)
+    covered: Mapping[str, Path] = field(default_factory=dict)
     masked: Sequence[str] = ()
     limits: Limits = Limits()
 

@@ -58,6 +58,8 @@ def bwrap_options(machine: Machine, host: Host) -> list[str]:
     for lower in machine.lowers:
         options += ["--overlay-src", str(lower)]
     options += ["--overlay", str(machine.upper), str(machine.work), WORKDIR]
+    for inside, outside in machine.covered.items():
+        options += ["--ro-bind", str(outside), inside]
     for path in machine.masked:
         options += _mask(path)
     ours = PurePosixPath(machine.python).name == _OUR_PYTHON

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from server.environments import Environment
 from server.layers import make_opaque, make_whiteout
 from server.patches import Patch, write_layer
+from server.sandboxes.base import WORKDIR
 from server.snapshots import find_truth
 from server.verifiers.base import Bench, VerifierError
 from tasks.model import Task
@@ -37,6 +38,16 @@ def hidden_layer(task: Task, bench: Bench) -> Path:
 
     bench.state.make("hidden")
     return bench.state.publish(bench.state.shared / "hidden" / name, fill)
+
+
+def covers(task: Task, hidden: Path) -> dict[str, Path]:
+    """Return what of the hidden layer is mounted read-only as well: code under test must not rewrite what judges it."""
+    facts = task.facts.verifier
+    paths = [path for path in (*facts.test_paths, *facts.protected) if not (hidden / path).is_symlink()]
+    top = [path for path in paths if not any(path != other and path.is_relative_to(other) for other in paths)]
+    return {
+        str(PurePosixPath(WORKDIR, path)): hidden / path for path in top if (hidden / path).is_dir() or (hidden / path).is_file()
+    }
 
 
 def _restore(truth: Path, layer: Path, path: PurePosixPath) -> None:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,7 @@ from server.sandboxes.local import open_sandbox
 from server.snapshots import source_digest
 from server.state import remove_tree
 from server.verifiers.base import Bench, VerifierError
-from server.verifiers.hidden import hidden_layer, patch_layer
+from server.verifiers.hidden import covers, hidden_layer, patch_layer
 from server.verifiers.outcomes import Records
 from tasks.model import Task
 
@@ -145,6 +145,7 @@ async def _run(task: Task, environment: Environment, layers: Sequence[Path], ben
         channel=True,
     )
     machine = _machine(task, environment, layers, bench, folder, {_INSIDE: kit})
+    machine = replace(machine, covered=covers(task, layers[-1]))
     result = await _in_sandbox(machine, command, bench, run.take, run)
     if result is not None and result.timed_out:
         run.fault = "timed_out"

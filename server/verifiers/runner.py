@@ -54,8 +54,8 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report):
         if type(report).__name__ == "SubtestReport":
-            if report.outcome == "failed":
-                self.records.write(kind="phase", id=report.nodeid, when="subtest", outcome="failed")
+            if report.outcome != "passed":
+                self.records.write(kind="phase", id=report.nodeid, when="subtest", outcome=report.outcome)
             return
         outcome = "skipped" if hasattr(report, "wasxfail") else report.outcome
         self.records.write(kind="phase", id=report.nodeid, when=report.when, outcome=outcome)

@@ -50,6 +50,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_task(folder, "unbuildable", verifier={"build": "echo no such compiler; exit 3"})
     small_task(folder, "instant", verifier={"timeout_s": 0.01})
     small_task(folder, "doomed", before={**BEFORE, "sums/core.py": "import os; os._exit(3)\n"})
+    small_task(folder, "in-parts", after={**AFTER, "tests/test_sums.py": IN_PARTS})
     small_task(folder, "shadowed", before={**BEFORE, **SHADOWS}, after={**AFTER, **SHADOWS})
     small_task(folder, "configured", before=PROTECTED_BEFORE, after=PROTECTED_AFTER, verifier={"protected": ["pytest.ini"]})
     return folder
@@ -61,6 +62,15 @@ async def court(built_state: Path, tasks: Path) -> AsyncGenerator[Court]:
         yield Court(agent, built_state)
 
 
+IN_PARTS = (
+    BEFORE["tests/test_sums.py"]
+    + """
+
+def test_negative(subtests):
+    with subtests.test():
+        assert total([1, -2]) == -1
+"""
+)
 SHADOWS = {"json.py": "raise ImportError\n", "pip/__init__.py": "raise ImportError\n", "logging.py": "raise ImportError\n"}
 PROTECTED_BEFORE = {**BEFORE, "pytest.ini": "[pytest]\n"}
 PROTECTED_AFTER = {**AFTER, "pytest.ini": "[pytest]\n"}
@@ -100,6 +110,39 @@ def test_the_bundled_tasks_tell_the_solution_from_nothing(built_state: Path, tas
 
     assert ran.returncode == 0, ran.stderr
     assert f'"reward": {reward}' in json.dumps(json.loads(ran.stdout))
+
+
+REWRITES = """
+from pathlib import Path
+try:
+    Path('/workspace/tests/test_sums.py').write_text('def test_plain(): pass\\ndef test_negative(): pass\\n')
+except OSError:
+    pass
+try:
+    Path('/workspace/tests').rename('/workspace/gone')
+except OSError:
+    pass
+"""
+
+
+async def test_code_under_test_cannot_rewrite_what_judges_it(court: Court) -> None:
+    done = await court.judged(appended("sums/__init__.py", REWRITES))
+
+    assert done.record.reward == 0.0
+    assert done.verdict is not None
+    assert dict(done.verdict.outcomes) == {
+        "tests/test_sums.py::test_negative": "failed",
+        "tests/test_sums.py::test_plain": "passed",
+    }
+
+
+async def test_a_part_of_a_test_that_is_skipped_is_not_passed(court: Court) -> None:
+    skips = "import pytest\n\n\ndef total(numbers):\n    return sum(numbers) if min(numbers) > 0 else pytest.skip()\n"
+
+    done = await court.judged(f"printf '%s' {shlex.quote(skips)} > sums/core.py", task="in-parts")
+
+    assert done.record.reward == 0.0
+    assert (await court.judged("", fix=True, task="in-parts")).record.reward == 1.0
 
 
 BREAKERS = {
