@@ -12,7 +12,8 @@ from server.workspaces import CommandError, RunningCommand
 if TYPE_CHECKING:
     from server.services import Services
 
-_INLINE = 2_000
+_INLINE = 8_000
+"""Characters: every answer fits; what is longer is a file of its own."""
 _ACTING = frozenset({"save_file", "edit_file", "run_command"})
 
 

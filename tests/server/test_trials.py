@@ -330,7 +330,7 @@ async def test_a_workspace_goes_on_after_a_shutdown(joined: Serve) -> None:
 
 async def test_every_call_is_an_event(steady: Agent, state: Path) -> None:
     workspace = await steady.open("sums")
-    await steady.call("save_file", workspace_id=workspace, path="x", content="y" * 5000)
+    await steady.call("save_file", workspace_id=workspace, path="x", content="y" * 20_000)
     await steady.call("view_file", workspace_id=workspace, path="nothing")
     await steady.call("list_files", workspace_id=workspace, wrong=1)
     await steady.run(workspace, "echo hello")
@@ -342,7 +342,7 @@ async def test_every_call_is_an_event(steady: Agent, state: Path) -> None:
     assert told[-4:] == [("save_file", "ok"), ("view_file", "error"), ("list_files", "error"), ("run_command", "ok")]
     assert events[-1].name == "submit"
     saved = kept(state, workspace).calls("save_file")[0]
-    assert blob(state, saved.arguments["content"]["blob"]) == b"y" * 5000
+    assert blob(state, saved.arguments["content"]["blob"]) == b"y" * 20_000
     assert saved.arguments["workspace_id"] == trial_id_of(workspace)
     assert all(event.duration_s > 0 for event in events)
     assert workspace not in repr(kept(state, workspace)), "who reads the record must not be able to use the workspace"
