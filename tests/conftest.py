@@ -1,12 +1,19 @@
 """Fixtures of every test: reachable folders, a state folder with the bundled tasks built, servers to connect to."""
 
 import os
+import signal
 from collections.abc import AsyncGenerator, Generator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from front_door import Agent, Serve, connected, reachable_folder, seatrial
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C mean itself in what tests start, also where whoever started the tests has it ignored, as ``nohup`` does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
