@@ -177,9 +177,9 @@ async def test_after_closing_every_tool_says_that_the_trial_is_over(desk: Desk) 
     await closed.good("close_workspace")
 
     for tool, arguments in WITH_WORKSPACE.items():
-        assert "This workspace was closed." in await closed.bad(tool, **arguments)
+        assert "This workspace was closed, so its trial is over" in await closed.bad(tool, **arguments)
     assert await closed.good("submit") == "not resolved\nThis workspace was closed before it was submitted."
-    assert "This workspace was closed." in await closed.bad("close_workspace")
+    assert "This workspace was closed, so its trial is over" in await closed.bad("close_workspace")
 
 
 async def test_after_submitting_there_is_the_same_verdict_and_nothing_else(desk: Desk) -> None:

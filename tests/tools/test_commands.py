@@ -49,7 +49,8 @@ async def test_a_command_has_an_environment_of_its_own_and_no_input(desk: Desk) 
     names = set((await desk.run("env | sed 's/=.*//'; cat")).split())
 
     assert names - {"_", "OLDPWD"} == {
-        "HOME", "LANG", "LOGNAME", "PAGER", "GIT_PAGER", "PATH", "PWD", "SHELL", "SHLVL", "TERM", "USER", "VIRTUAL_ENV"
+        "HOME", "LANG", "LOGNAME", "PAGER", "GIT_PAGER", "PATH", "PWD", "SHELL", "SHLVL", "TERM", "USER", "VIRTUAL_ENV",
+        "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL",
     }  # fmt: skip
     assert await desk.run("echo $HOME $USER; touch ~/mine && echo ok") == "/home/agent agent\nok\n"
 
