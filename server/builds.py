@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.snapshots import Snapshot
 from server.state import State, remove_tree
 from tasks.errors import SeaTrialError
-from tasks.model import PypiSource, Task
+from tasks.model import PypiSource, PytestTask
 
 OPT_ENV = "/opt/env"
 SETUP_TIMEOUT_S = 900.0
@@ -55,7 +55,7 @@ class BuildError(SeaTrialError):
     """An environment could not be built; the text shows the last lines and where the whole log lies."""
 
 
-def limits_of(task: Task) -> Limits:
+def limits_of(task: PytestTask) -> Limits:
     """Return what a sandbox of ``task`` may use."""
     asked = task.limits
     return Limits(
@@ -77,7 +77,7 @@ class Tools:
     state: State
 
 
-async def set_up(fresh: Path, task: Task, snapshot: Snapshot, tools: Tools, report: Callable[[str], None]) -> None:
+async def set_up(fresh: Path, task: PytestTask, snapshot: Snapshot, tools: Tools, report: Callable[[str], None]) -> None:
     """Set up the environment of ``task`` in the empty folder ``fresh``.
 
     Raises:
@@ -140,7 +140,7 @@ async def _background() -> AsyncGenerator[TaskGroup]:
         raise failure
 
 
-def _lay_out_kit(kit: Path, task: Task, wheels: Sequence[Path]) -> None:
+def _lay_out_kit(kit: Path, task: PytestTask, wheels: Sequence[Path]) -> None:
     """Collect what the setup sandbox reads: wheels, pip, the requirements and the task's own environment folder."""
     (kit / "wheels").mkdir()
     for wheel in wheels:
@@ -157,7 +157,7 @@ def _lay_out_kit(kit: Path, task: Task, wheels: Sequence[Path]) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _steps(task: Task, wheels: bool) -> list[tuple[str, list[str]]]:
+def _steps(task: PytestTask, wheels: bool) -> list[tuple[str, list[str]]]:
     """Return the setup's commands: (what it does, argv)."""
     python = f"{OPT_ENV}/bin/python"
     steps = [("make a virtual environment", [f"{MOUNTED_AT}/bin/python", "-I", "-m", "venv", "--without-pip", OPT_ENV])]
@@ -173,7 +173,7 @@ def _steps(task: Task, wheels: bool) -> list[tuple[str, list[str]]]:
     return steps
 
 
-async def _step(sandbox: Sandbox, step: tuple[str, list[str]], log: "_Log", task: Task) -> None:
+async def _step(sandbox: Sandbox, step: tuple[str, list[str]], log: "_Log", task: PytestTask) -> None:
     what, argv = step
     env = {**AGENT_ENV, "PYTHONPATH": "/opt/kit/pip"} if "pip" in argv else AGENT_ENV
     cwd = WORKDIR if "/opt/kit/setup.sh" in argv else "/"  # our own steps must import nothing of the repository
@@ -236,7 +236,7 @@ def _staged_scan(state: State) -> Path:
     return state.publish(state.make("host") / f"scan-{digest}", fill) / "viewscan.py"
 
 
-def _names_under_test(task: Task, snapshot: Snapshot) -> list[str]:
+def _names_under_test(task: PytestTask, snapshot: Snapshot) -> list[str]:
     """Return the distribution's name and what it is imported as."""
     names = set()
     if isinstance(task.facts.snapshot, PypiSource):

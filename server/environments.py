@@ -20,7 +20,7 @@ from server.sandboxes.base import Limits, Machine
 from server.settings import Settings
 from server.snapshots import Snapshot, build_snapshot, build_truth, find_snapshot, find_truth
 from server.state import State
-from tasks.model import PypiSource, Task
+from tasks.model import PypiSource, PytestTask
 
 FORMAT = "1"
 
@@ -57,7 +57,7 @@ class Environment:
         )
 
 
-def find_environment(task: Task, settings: Settings, state: State) -> Environment | None:
+def find_environment(task: PytestTask, settings: Settings, state: State) -> Environment | None:
     """Return the environment of ``task`` if it is built, without building anything."""
     interpreter = choose_interpreter(task.facts.environment.python, settings)
     snapshot = find_snapshot(task.facts.snapshot, task.folder, state)
@@ -68,7 +68,7 @@ def find_environment(task: Task, settings: Settings, state: State) -> Environmen
     return _load(folder, snapshot, staged, interpreter) if folder.exists() and staged.exists() else None
 
 
-async def build_environment(task: Task, settings: Settings, state: State, report: Callable[[str], None]) -> Environment:
+async def build_environment(task: PytestTask, settings: Settings, state: State, report: Callable[[str], None]) -> Environment:
     """Fetch and set up what ``task`` needs, ground truth included, unless it is built; ``report`` hears each stage.
 
     Raises:
@@ -94,12 +94,12 @@ async def build_environment(task: Task, settings: Settings, state: State, report
     return _load(target, snapshot, staged, interpreter)
 
 
-def _named(task: Task) -> str:
+def _named(task: PytestTask) -> str:
     source = task.facts.snapshot
     return f"{source.name} {source.version}" if isinstance(source, PypiSource) else f"the repository of {task.id}"
 
 
-def _digest(task: Task, snapshot: Snapshot, interpreter: Interpreter) -> str:
+def _digest(task: PytestTask, snapshot: Snapshot, interpreter: Interpreter) -> str:
     facts = task.facts.environment
     parts = [FORMAT, snapshot.digest, interpreter.digest, version("pip"), repr(facts.pythonpath)]
     parts += [

@@ -8,7 +8,7 @@ from server.patches import LEFT_OUT, content_before
 from server.snapshots import find_snapshot, find_truth
 from server.state import State
 from tasks.errors import SeaTrialError
-from tasks.model import Task
+from tasks.model import PytestTask
 
 
 class NotBuiltError(SeaTrialError):
@@ -28,7 +28,7 @@ class GoldChange:
     link: str | None = None
 
 
-def gold_change(task: Task, state: State) -> tuple[GoldChange, ...]:
+def gold_change(task: PytestTask, state: State) -> tuple[GoldChange, ...]:
     """Return the change that solves ``task``, sorted by path; what its verifier replaces anyway is left out.
 
     Raises:
@@ -47,7 +47,7 @@ def gold_change(task: Task, state: State) -> tuple[GoldChange, ...]:
     return tuple(sorted(changes, key=lambda change: change.path))
 
 
-def _files(tree: Path, task: Task) -> dict[str, Lower]:
+def _files(tree: Path, task: PytestTask) -> dict[str, Lower]:
     facts = task.facts.verifier
     hidden = (*facts.test_paths, *facts.protected)
     every = files_below((tree,), "", LEFT_OUT)

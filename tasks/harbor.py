@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import TaskError
 from tasks.explain import explain
+from tasks.facts import ResourceLimits
 from tasks.folders import Folder, read_folder
-from tasks.model import DirectorySource, ResourceLimits, SeaTrialFacts, Task
+from tasks.model import DirectorySource, PytestTask, SeaTrialFacts, Task
 
 TASK_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 TEST_ID = re.compile(r"(?P<file>[^:\[\]\s][^:\[\]]*\.py)(::[^\W\d]\w*)+")
@@ -99,7 +100,7 @@ def load_task(folder: Path) -> Task:
             "A test either fails before the change or passes: remove it from one of them."
         )
     harbor = _harbor_facts(files, table)
-    return Task(
+    return PytestTask(
         id=root.name,
         folder=root,
         digest=files.digest,

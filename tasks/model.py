@@ -5,16 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.container import HarborFacts
+from tasks.facts import Facts, ResourceLimits
+
 VERSIONS = r"^\s*(~=|==|!=|<=|>=|<|>)\s*\d+(\.\d+)*(\.\*)?(\s*,\s*(~=|==|!=|<=|>=|<|>)\s*\d+(\.\d+)*(\.\*)?)*\s*$"
 """A version specifier such as `>=3.11,<3.14`."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Facts(BaseModel):
-    """Base of everything read from a task folder: frozen, and a key that we do not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PypiSource(Facts):
@@ -52,7 +49,7 @@ class VerifierFacts(Facts):
     test_paths: tuple[PurePosixPath, ...] = Field(min_length=1)
     pythonpath: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     timeout_s: float = Field(default=300, gt=0, le=7200)
     build: str = ""
     fail_to_pass: str = "tests/fail_to_pass.txt"
@@ -69,20 +66,10 @@ class SeaTrialFacts(Facts):
     verifier: VerifierFacts
 
 
-class ResourceLimits(Facts):
-    """What a sandbox of this task may use; our defaults where the task says nothing."""
-
-    cpus: float = Field(default=2, gt=0, le=1024)
-    memory_mb: int = Field(default=4096, ge=64, le=1 << 24)
-    storage_mb: int = Field(default=4096, ge=16, le=1 << 24)
-    processes: int = Field(default=1024, ge=16)
-
-
 class Task(BaseModel):
-    """One task: what the agent is told, what it starts from, and how the result is judged.
+    """One task: what the agent is told, and the limits of the workspace. How it is judged its subclasses say.
 
     ``digest`` is the SHA-256 (hex) of every file of the folder, names and contents.
-    ``fail_to_pass`` and ``pass_to_pass`` are function-level pytest ids, sorted, disjoint, the first not empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,6 +84,23 @@ class Task(BaseModel):
     instruction: str
     agent_timeout_s: float
     limits: ResourceLimits
+
+
+class PytestTask(Task):
+    """A task of ours: a snapshot, and hidden pytest suites. Runs on every backend.
+
+    ``fail_to_pass`` and ``pass_to_pass`` are function-level pytest ids, sorted, disjoint, the first not empty.
+    """
+
     facts: SeaTrialFacts
     fail_to_pass: tuple[str, ...]
     pass_to_pass: tuple[str, ...]
+
+
+class HarborTask(Task):
+    """A plain Harbor task: an image, and a ``test.sh`` that writes the reward. Runs on docker only.
+
+    ``instruction`` and ``agent_timeout_s`` are those of the first step.
+    """
+
+    harbor: HarborFacts

@@ -10,13 +10,13 @@ from server.patches import Patch, write_layer
 from server.sandboxes.base import WORKDIR
 from server.snapshots import find_truth
 from server.verifiers.base import Bench, VerifierError
-from tasks.model import Task
+from tasks.model import PytestTask
 
 FORMAT = 1
 """Part of a hidden layer's name: raise it when the same truth would give another layer."""
 
 
-def hidden_layer(task: Task, bench: Bench) -> Path:
+def hidden_layer(task: PytestTask, bench: Bench) -> Path:
     """Return the layer with the ground truth's tests and protected files; made once per task, mounted by verifiers only.
 
     Raises:
@@ -40,7 +40,7 @@ def hidden_layer(task: Task, bench: Bench) -> Path:
     return bench.state.publish(bench.state.shared / "hidden" / name, fill)
 
 
-def covers(task: Task, hidden: Path) -> dict[str, Path]:
+def covers(task: PytestTask, hidden: Path) -> dict[str, Path]:
     """Return what of the hidden layer is mounted read-only as well: code under test must not rewrite what judges it."""
     facts = task.facts.verifier
     paths = [path for path in (*facts.test_paths, *facts.protected) if not (hidden / path).is_symlink()]

@@ -27,7 +27,7 @@ from server.state import remove_tree
 from server.verifiers.base import Bench, VerifierError
 from server.verifiers.hidden import covers, hidden_layer, patch_layer
 from server.verifiers.outcomes import Records
-from tasks.model import Task
+from tasks.model import PytestTask
 
 ASSURANCE = "basic"
 _MISSING: Outcome = "missing"
@@ -56,7 +56,7 @@ class _Run:
             self.log += data
 
 
-async def verify(task: Task, environment: Environment, patch: Patch, bench: Bench) -> Verdict:
+async def verify(task: PytestTask, environment: Environment, patch: Patch, bench: Bench) -> Verdict:
     """Judge ``patch``; the verdict depends on nothing that the agent's sandbox left but the patch.
 
     A fault before the submission's code ran is ours. A later one is tried once more; if it comes again while a run
@@ -102,7 +102,7 @@ async def verify(task: Task, environment: Environment, patch: Patch, bench: Benc
 
 
 async def _judge(
-    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, flags: list[str]
+    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, flags: list[str]
 ) -> _Run:
     """Run the hidden tests, a second time after a fault, and note in ``flags`` what happened."""
     run = await _run(task, environment, layers, bench, folder / "first")
@@ -114,7 +114,7 @@ async def _judge(
     return run
 
 
-async def _second(task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
+async def _second(task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
     """Run again after a fault; if the fault comes again, see whether a run without the patch completes."""
     run = await _run(task, environment, layers, bench, folder / "second")
     if run.complete:
@@ -128,7 +128,7 @@ async def _second(task: Task, environment: Environment, layers: Sequence[Path], 
     return run
 
 
-async def _run(task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
+async def _run(task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
     """Run the hidden tests once in a fresh sandbox over ``layers``, using ``folder`` (new) for what it writes."""
     facts = task.facts.verifier
     kit = await to_thread.run_sync(_kit, task, bench, folder)
@@ -175,7 +175,7 @@ async def _in_sandbox(
 
 
 async def _build(
-    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
 ) -> Path | None:
     """Run the task's build step over the patch; return the layer it wrote, or None if the submission breaks it."""
     for name in ("built", "rebuilt"):
@@ -194,7 +194,7 @@ async def _build(
 
 
 async def _built(
-    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
 ) -> CommandResult | None:
     """Run the build step once, in a sandbox of its own that writes to ``folder``."""
 
@@ -208,7 +208,7 @@ async def _built(
 
 
 def _machine(
-    task: Task, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, files: Mapping[str, Path]
+    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, files: Mapping[str, Path]
 ) -> Machine:
     for path in (folder, folder / "upper", folder / "work"):
         path.mkdir(0o755, exist_ok=True)
@@ -216,7 +216,7 @@ def _machine(
     return environment.machine(folder / "upper", folder / "work", limits_of(task), layers=layers, files=files)
 
 
-def _kit(task: Task, bench: Bench, folder: Path) -> Path:
+def _kit(task: PytestTask, bench: Bench, folder: Path) -> Path:
     """Write what the runner reads: itself, an empty trusted ini, and which tests to run how."""
     kit = folder / "kit"
     kit.mkdir(0o755, parents=True)
@@ -262,7 +262,7 @@ def _timed(timings: dict[str, float], phase: str) -> Generator[None]:
         timings[phase] = round(time.monotonic() - started, 4)
 
 
-def _digests(task: Task, environment: Environment, patch: Patch) -> dict[str, str]:
+def _digests(task: PytestTask, environment: Environment, patch: Patch) -> dict[str, str]:
     return {
         "task": task.digest,
         "snapshot": environment.snapshot.digest,
