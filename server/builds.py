@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.snapshots import Snapshot
 from server.state import State, remove_tree
 from tasks.errors import SeaTrialError
-from tasks.model import PypiSource, PytestTask
+from tasks.model import PypiSource, PytestTask, Task
 
 OPT_ENV = "/opt/env"
 SETUP_TIMEOUT_S = 900.0
@@ -55,7 +55,7 @@ class BuildError(SeaTrialError):
     """An environment could not be built; the text shows the last lines and where the whole log lies."""
 
 
-def limits_of(task: PytestTask) -> Limits:
+def limits_of(task: Task) -> Limits:
     """Return what a sandbox of ``task`` may use."""
     asked = task.limits
     return Limits(

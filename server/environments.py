@@ -1,129 +1,54 @@
-"""Snapshot + what its setup installed = the layers that every workspace and verifier of a task is made of.
-
-Fetching runs on the host and executes nothing of upstream's; setting up runs in a sandbox without network (`server.builds`).
-The result is cached by the digest of everything that went into it.
-"""
-
-import hashlib
-import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+"""Which backend a task runs on, and its environment there: found if it is built, built if it is not."""
 
 from anyio import to_thread
 
-from server.builds import OPT_ENV, Tools, set_up
-from server.interpreters import MOUNTED_AT, Interpreter, choose_interpreter, stage_interpreter
-from server.sandboxes.base import Limits, Machine
+from server import local_environments
+from server.bench import Bench
+from server.places import Environment, Report
 from server.settings import Settings
-from server.snapshots import Snapshot, build_snapshot, build_truth, find_snapshot, find_truth
-from server.state import State
-from tasks.model import PypiSource, PytestTask
-
-FORMAT = "1"
+from tasks.errors import SeaTrialError
+from tasks.model import HarborTask, PytestTask, Task
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A built environment. ``lowers`` are the workspace's layers, bottom first; the rest is mounted read-only."""
-
-    digest: str
-    snapshot: Snapshot
-    lowers: tuple[Path, ...]
-    env: Path
-    interpreter: Path
-    python: str
-    masked: tuple[str, ...]
-
-    @property
-    def present(self) -> bool:
-        """Whether it is still there; folders of the state folder may be removed by hand."""
-        return all(path.exists() for path in (*self.lowers, self.env, self.interpreter))
-
-    def machine(
-        self, upper: Path, work: Path, limits: Limits, *, layers: Sequence[Path] = (), files: Mapping[str, Path] | None = None
-    ) -> Machine:
-        """Return a machine over this environment, with further ``layers`` on top and ``files`` mounted read-only."""
-        return Machine(
-            lowers=(*self.lowers, *layers),
-            upper=upper,
-            work=work,
-            read_only={MOUNTED_AT: self.interpreter, OPT_ENV: self.env, **(files or {})},
-            python=self.python,
-            masked=self.masked,
-            limits=limits,
-        )
+class WrongBackendError(SeaTrialError):
+    """The task cannot run on the backend that the settings ask for; the text says what to do."""
 
 
-def find_environment(task: PytestTask, settings: Settings, state: State) -> Environment | None:
+def on_docker(task: Task, settings: Settings) -> bool:
+    """Say whether ``task`` runs on docker here, and not in the local sandbox.
+
+    Raises:
+        WrongBackendError: the settings ask for what cannot be.
+    """
+    if isinstance(task, HarborTask):
+        if settings.sandbox == "local":
+            raise WrongBackendError(
+                f"{task.id} is a plain Harbor task: it brings a container image, so the local sandbox cannot run it. "
+                "Use --sandbox docker or auto (SEATRIAL_SANDBOX)."
+            )
+        return True
+    return settings.sandbox == "docker" or (settings.sandbox == "auto" and not settings.on_linux)
+
+
+async def find_environment(task: Task, bench: Bench) -> Environment | None:
     """Return the environment of ``task`` if it is built, without building anything."""
-    interpreter = choose_interpreter(task.facts.environment.python, settings)
-    snapshot = find_snapshot(task.facts.snapshot, task.folder, state)
-    if snapshot is None or find_truth(task.facts.solution, task.folder, state) is None:
-        return None
-    folder = state.shared / "environments" / _digest(task, snapshot, interpreter)
-    staged = state.shared / "interpreters" / interpreter.digest
-    return _load(folder, snapshot, staged, interpreter) if folder.exists() and staged.exists() else None
+    if on_docker(task, bench.settings):
+        from server import docker_environments  # loads the Docker SDK, which only Docker tasks need
+
+        return await docker_environments.find_environment(task, bench)
+    assert isinstance(task, PytestTask)
+    return await to_thread.run_sync(local_environments.find_environment, task, bench.settings, bench.state)
 
 
-async def build_environment(task: PytestTask, settings: Settings, state: State, report: Callable[[str], None]) -> Environment:
+async def build_environment(task: Task, bench: Bench, report: Report) -> Environment:
     """Fetch and set up what ``task`` needs, ground truth included, unless it is built; ``report`` hears each stage.
 
     Raises:
         SeaTrialError: something cannot be fetched or set up; the text says what.
     """
-    if found := await to_thread.run_sync(find_environment, task, settings, state):
-        report("ready")
-        return found
-    facts = task.facts  # threads are abandoned when the server stops: what they make appears whole or not at all
-    interpreter = await to_thread.run_sync(choose_interpreter, facts.environment.python, settings)
-    report(f"fetching {_named(task)}")
-    snapshot = await to_thread.run_sync(build_snapshot, facts.snapshot, task.folder, state, abandon_on_cancel=True)
-    await to_thread.run_sync(build_truth, facts.solution, task.folder, state, abandon_on_cancel=True)
-    report(f"staging Python {interpreter.version_text}")
-    staged = await to_thread.run_sync(stage_interpreter, interpreter, state, abandon_on_cancel=True)
-    state.make("environments")
-    target = state.shared / "environments" / _digest(task, snapshot, interpreter)
-    if not target.exists():
-        async with _entered(state.building(target)) as fresh:
-            if fresh is not None:
-                await set_up(fresh, task, snapshot, Tools(interpreter, staged, settings, state), report)
-    report("ready")
-    return _load(target, snapshot, staged, interpreter)
+    if on_docker(task, bench.settings):
+        from server import docker_environments
 
-
-def _named(task: PytestTask) -> str:
-    source = task.facts.snapshot
-    return f"{source.name} {source.version}" if isinstance(source, PypiSource) else f"the repository of {task.id}"
-
-
-def _digest(task: PytestTask, snapshot: Snapshot, interpreter: Interpreter) -> str:
-    facts = task.facts.environment
-    parts = [FORMAT, snapshot.digest, interpreter.digest, version("pip"), repr(facts.pythonpath)]
-    parts += [
-        hashlib.sha256((task.folder / name).read_bytes()).hexdigest() if name else "-"
-        for name in (facts.requirements, facts.setup)
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _load(folder: Path, snapshot: Snapshot, staged: Path, interpreter: Interpreter) -> Environment:
-    facts = json.loads((folder / "environment.json").read_text())
-    return Environment(
-        digest=folder.name,
-        snapshot=snapshot,
-        lowers=(snapshot.tree, folder / "tree"),
-        env=folder / "env",
-        interpreter=staged,
-        python=interpreter.inside,
-        masked=tuple(facts["masked"]),
-    )
-
-
-@asynccontextmanager
-async def _entered(manager: AbstractContextManager[Path | None]) -> AsyncGenerator[Path | None]:
-    """Enter a context that may have to wait for a lock, without stopping the event loop."""
-    with ExitStack() as stack:
-        yield await to_thread.run_sync(stack.enter_context, manager, abandon_on_cancel=True)
+        return await docker_environments.build_environment(task, bench, report)
+    assert isinstance(task, PytestTask)
+    return await local_environments.build_environment(task, bench.settings, bench.state, report)

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -75,14 +76,22 @@ def load_patch(manifest: bytes) -> Patch:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What was at a path before it was changed."""
+
+    size: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Found:
-    """A difference seen in an upper folder: what is there now and what was there before."""
+    """A difference seen in a workspace: what is there now and what was there before."""
 
     path: str
     kind: Kind
     executable: bool
     size: int
-    before: Lower | None
+    before: Before | None
     read: Callable[[], bytes]
     """Return the content (of a symlink: its target). Only valid until the walk goes on."""
 
@@ -93,10 +102,19 @@ def read_patch(upper: Path, lowers: Sequence[Path], blobs: Blobs) -> Patch:
     Raises:
         PatchError: too many files, too large ones, or folders nested too deep.
     """
-    changes: list[Change] = []
     dropped: list[str] = []
+    return keep(find_changes(upper, lowers, dropped.append), dropped, blobs)
+
+
+def keep(differences: Iterable[Found], dropped: Sequence[str], blobs: Blobs) -> Patch:
+    """Make a patch of ``differences`` and keep their contents; ``dropped`` is complete when they are.
+
+    Raises:
+        PatchError: too many files or too large ones.
+    """
+    changes: list[Change] = []
     total = 0
-    for found in find_changes(upper, lowers, dropped.append):
+    for found in differences:
         total += found.size
         if len(changes) >= MAX_CHANGES:
             raise PatchError(f"The change has more than {MAX_CHANGES:,} files. Remove what does not belong to it.")
@@ -124,7 +142,7 @@ def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str]
     if prefix.count("/") > MAX_DEPTH:
         raise PatchError(f"The folders at {prefix[:200]!r} are nested deeper than {MAX_DEPTH}. Remove them.")
     opaque = opaque or is_opaque(folder)  # nothing of the lower layers shows below an opaque folder, at any depth
-    present = sorted(name for name in os.listdir(folder) if not _left_out(name))
+    present = sorted(name for name in os.listdir(folder) if not left_out(name))
     for name in present:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -137,7 +155,7 @@ def _walk(folder: int, lowers: Sequence[Path], prefix: str, drop: Callable[[str]
             continue  # a live workspace: it went away while we looked
     if opaque:
         for path, lower in files_below(lowers, prefix, LEFT_OUT):
-            if path[len(prefix) :].split("/")[0] not in present and not _left_out(path):
+            if path[len(prefix) :].split("/")[0] not in present and not left_out(path):
                 yield _deleted(path, lower)
 
 
@@ -158,7 +176,7 @@ def _entry(
     link, regular = stat.S_ISLNK(status.st_mode), stat.S_ISREG(status.st_mode)
     if before is not None and before.is_folder:
         for inside, lower in files_below(before.folders, f"{path}/", LEFT_OUT):
-            if not _left_out(inside):
+            if not left_out(inside):
                 yield _deleted(inside, lower)
         before = None
     if not link and not regular:
@@ -175,7 +193,7 @@ def _entry(
         return _read_regular(folder, name)
 
     if before is None or not _same(before, status, executable, read):
-        yield Found(path, "link" if link else "file", executable, status.st_size, before, read)
+        yield Found(path, "link" if link else "file", executable, status.st_size, _before(before), read)
 
 
 def _read_regular(folder: int, name: str) -> bytes:
@@ -202,10 +220,15 @@ def content_before(lower: Lower) -> bytes:
 
 
 def _deleted(path: str, lower: Lower) -> Found:
-    return Found(path, "deleted", False, 0, lower, lambda: b"")
+    return Found(path, "deleted", False, 0, _before(lower), lambda: b"")
 
 
-def _left_out(path: str) -> bool:
+def _before(lower: Lower | None) -> Before | None:
+    return None if lower is None else Before(lower.status.st_size, partial(content_before, lower))
+
+
+def left_out(path: str) -> bool:
+    """Say whether a path is never part of a patch, by its last name."""
     return path.rpartition("/")[2] in LEFT_OUT or path.endswith(".pyc")
 
 

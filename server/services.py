@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
+from server.bench import Bench, Docker
 from server.blobs import Blobs
 from server.host import prepare_host
+from server.sandboxes.base import SandboxRefusedError
 from server.sandboxes.cgroups import reap_cgroups
 from server.sandboxes.local import reap_orphans
-from server.sandboxes.recipe import Host
 from server.settings import Settings
 from server.state import State, open_state, remove_tree
 
@@ -23,10 +25,16 @@ if TYPE_CHECKING:
 class Services:
     """The opened services of one process."""
 
-    state: State
     store: "Store"
-    blobs: Blobs
-    host: Host
+    bench: Bench
+
+    @property
+    def state(self) -> State:
+        return self.bench.state
+
+    @property
+    def blobs(self) -> Blobs:
+        return self.bench.blobs
 
     def reap(self) -> None:
         """Remove what dead processes left: files of trials that are over, unfinished verifications, half sandboxes, cgroups."""
@@ -51,11 +59,23 @@ class Services:
             os.close(held)
 
 
-async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
+def open_bench(settings: Settings, state: State, background: TaskGroup, stack: AsyncExitStack) -> Bench:
+    """Return what environments and places are made with; ``stack`` closes it."""
+    docker = Docker()
+    stack.callback(docker.close)
+    host, refused = None, ""
+    try:
+        host = prepare_host(settings, state)
+    except SandboxRefusedError as error:
+        refused = str(error)
+    return Bench(settings, state, Blobs(state.private / "blobs"), background, docker, host, refused)
+
+
+async def open_services(settings: Settings, background: TaskGroup, stack: AsyncExitStack) -> Services:
     """Open everything; ``stack`` closes it.
 
     Raises:
-        StateError, StoreError, SandboxRefusedError: it cannot be had; the text says why.
+        StateError, StoreError: it cannot be had; the text says why.
     """
 
     def open_store_and_host() -> Services:
@@ -63,6 +83,6 @@ async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
 
         state = open_state(settings)
         store = stack.enter_context(open_store(state.private / "store.db"))
-        return Services(state, store, Blobs(state.private / "blobs"), prepare_host(settings, state))
+        return Services(store, open_bench(settings, state, background, stack))
 
     return await to_thread.run_sync(open_store_and_host)

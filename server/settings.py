@@ -1,9 +1,10 @@
 """Every option with its default and unit. The environment of the process is read here and nowhere else."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from tasks.errors import SeaTrialError
 
 Containment = Literal["open", "sealed"]
 Reveal = Literal["counts", "none"]
+Backend = Literal["local", "docker", "auto"]
 
 
 class SettingsError(SeaTrialError):
@@ -47,12 +49,22 @@ class Settings:
     search_path: tuple[Path, ...] = ()
     """The folders of PATH, for finding interpreters."""
     temp: Path = Path("/tmp")  # noqa: S108 - only the default; `from_environment` asks the platform
+    sandbox: Backend = "auto"
+    """Where tasks of ours run; ``auto``: locally on Linux. Plain Harbor tasks run on docker only."""
+    docker_base: str = ""
+    """The image with Python >= 3.11, git and bash that our tasks on docker, and allow-lists of hosts, are made from."""
+    docker_network: str = "bridge"
+    """The Docker network that a task's ``public`` means."""
+    on_linux: bool = sys.platform == "linux"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """This process's environment: what ``${VAR}`` in a Harbor task's ``env`` is resolved from."""
     host_reserve_bytes: int = 1 << 30
     """Free bytes of the state folder's disk below which no sandbox may go on writing."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read ``SEATRIAL_STATE``, ``_TASKS``, ``_BWRAP``, ``_PYTHONS``, ``_REVEAL``, ``_CONTAINMENT``.
+        """Read ``SEATRIAL_STATE``, ``_TASKS``, ``_BWRAP``, ``_PYTHONS``, ``_REVEAL``, ``_CONTAINMENT``, ``_SANDBOX``,
+        ``_DOCKER_BASE``, ``_DOCKER_NETWORK``.
 
         Raises:
             SettingsError: one of them has a value that means nothing.
@@ -66,8 +78,24 @@ class Settings:
             bwrap=Path(env["SEATRIAL_BWRAP"]).expanduser().absolute() if env.get("SEATRIAL_BWRAP") else None,
             pythons=_paths(env.get("SEATRIAL_PYTHONS", "")),
             search_path=_paths(env.get("PATH", "")),
+            sandbox=as_backend(env.get("SEATRIAL_SANDBOX") or "auto"),
+            docker_base=env.get("SEATRIAL_DOCKER_BASE", ""),
+            docker_network=env.get("SEATRIAL_DOCKER_NETWORK") or "bridge",
+            variables=dict(env),
             temp=Path(tempfile.gettempdir()),
         )
+
+
+def as_backend(value: str) -> Backend:
+    """Return ``value`` as a backend.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    for known in ("local", "docker", "auto"):
+        if value == known:
+            return known
+    raise SettingsError(f"SEATRIAL_SANDBOX is {value[:50]!r}; it can be 'local', 'docker' or 'auto'.")
 
 
 def inherited_environment() -> dict[str, str]:

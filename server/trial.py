@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from server.environments import Environment
+from server.places import Environment
 from server.records import TrialRecord
 from server.settings import Settings
 from server.trial_log import TrialLog

@@ -87,7 +87,7 @@ class TrialLog:
             for kept in (event.detail["output"], event.detail.get("tail", ""))
         )
         output = Output.restored(head, tail, event.detail["total_bytes"], event.detail["pieces"])
-        command = RunningCommand(event.name, "", output, fault=event.detail["fault"])
+        command = RunningCommand(event.name, "", output=output, fault=event.detail["fault"])
         if (code := event.detail["exit_code"]) is not None:
             command.result = CommandResult(
                 code, event.duration_s, timed_out=event.detail["timed_out"], out_of_memory=event.detail["out_of_memory"]

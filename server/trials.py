@@ -14,9 +14,11 @@ from anyio.abc import TaskGroup
 
 from server.blobs import BlobError
 from server.builds import limits_of
-from server.environments import Environment, build_environment, find_environment
-from server.patches import Patch, PatchError, load_patch, read_patch
+from server.environments import build_environment, find_environment
+from server.patches import Patch, PatchError, load_patch
+from server.places import Environment
 from server.records import SubmittedBy, Verdict, trial_id_of
+from server.sandboxes.base import SandboxError
 from server.services import Services, open_services
 from server.settings import Settings
 from server.state import remove_tree
@@ -32,9 +34,8 @@ from server.trial import (
     new_record,
 )
 from server.trial_log import TrialLog
-from server.verifiers.base import Bench
-from server.verifiers.pytest import verify
-from server.workspaces import Workspace, make_folder
+from server.verifiers.judging import judge
+from server.workspaces import Workspace
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import Task
@@ -93,7 +94,7 @@ class Trials:
         if self._services is None:
             async with self._finding:
                 if self._services is None:
-                    self._services = await open_services(self.settings, self._stack)
+                    self._services = await open_services(self.settings, self._background, self._stack)
                     self._background.start_soon(self._guarded, self._recover)
         return self._services
 
@@ -124,7 +125,7 @@ class Trials:
         found = self._found.get(trial.task.digest)
         try:
             if found is None or not found.present:
-                found = await to_thread.run_sync(find_environment, trial.task, self.settings, services.state)
+                found = await find_environment(trial.task, services.bench)
         except SeaTrialError as error:
             self._end(trial, None, state="error", error_class="build", error=str(error))
             raise
@@ -141,7 +142,7 @@ class Trials:
             trial.stage = stage
 
         try:
-            environment = await build_environment(trial.task, self.settings, services.state, report)
+            environment = await build_environment(trial.task, services.bench, report)
             trial.timings["build"] = round(time.monotonic() - started, 3)
             await self._make_ready(trial, environment, services)
         except SeaTrialError as error:
@@ -157,8 +158,8 @@ class Trials:
         async with trial.ending:
             if trial.over:
                 return  # it was given up while its environment was being built
-            folder, limits = make_folder(services.state, trial.id), limits_of(trial.task)
-            workspace = Workspace(folder, environment, limits, services.host, self._background, trial.log.command_ended)
+            place = environment.place(trial.id, limits_of(trial.task), services.bench)
+            workspace = Workspace(place, self._background, trial.log.command_ended)
             if trial.record.state == "building":
                 try:
                     await workspace.sandbox()
@@ -270,15 +271,14 @@ class Trials:
             await trial.workspace.freeze()
             trial.timings["work"] = round(time.time() - trial.record.ready_at, 3)
             try:
-                lowers = trial.environment.lowers
-                patch = await to_thread.run_sync(read_patch, trial.workspace.upper, lowers, services.blobs)
+                patch = await trial.workspace.place.patch(services.blobs)
             except PatchError as error:
                 if by == "agent":
                     trial.workspace.thaw()
                     raise
                 self._end(trial, None, state="done", reward=0.0, submitted_by=by, flags=("patch_refused",), error=str(error))
                 return
-            except OSError as error:
+            except (OSError, SandboxError) as error:
                 if by == "agent":
                     trial.workspace.thaw()
                     raise
@@ -304,15 +304,13 @@ class Trials:
 
     async def _judge(self, trial: Trial, patch: Patch) -> None:
         services, started = self._opened, time.monotonic()
-        bench = Bench(services.state, services.host, services.blobs, self._background)
-        folder = services.state.shared / "workspaces" / trial.id
         try:
             # The patch is kept: what else the agent left must not take the room that judging needs.
-            await to_thread.run_sync(remove_tree, folder, abandon_on_cancel=True)
+            await self._clear(trial)
             environment = trial.environment
             if environment is None:
-                environment = await build_environment(trial.task, self.settings, services.state, lambda _: None)
-            verdict = await verify(trial.task, environment, patch, bench)
+                environment = await build_environment(trial.task, services.bench, lambda _: None)
+            verdict = await judge(trial.task, environment, patch, services.bench)
         except SeaTrialError as error:
             self._end(trial, None, state="error", error_class=_class_of(error), error=str(error))
         except Exception as error:
@@ -339,9 +337,16 @@ class Trials:
 
     async def _remove(self, trial: Trial) -> None:
         """Remove the files of a trial that is over; until they are gone its lock keeps others from doing the same."""
-        folder = self._opened.state.shared / "workspaces" / trial.id
-        await to_thread.run_sync(remove_tree, folder, abandon_on_cancel=True)  # the next server would go on
+        await self._clear(trial)
         self._release(trial)
+
+    async def _clear(self, trial: Trial) -> None:
+        """Remove what the agent left but the patch."""
+        services = self._opened
+        if trial.environment is not None:
+            await trial.environment.place(trial.id, limits_of(trial.task), services.bench).remove()
+        else:
+            await to_thread.run_sync(remove_tree, services.state.shared / "workspaces" / trial.id, abandon_on_cancel=True)
 
     def _release(self, trial: Trial) -> None:
         if trial.lock is not None:

@@ -1,23 +1,17 @@
 """One workspace: its sandbox, opened when it is needed and again after it died, and the commands that run in it."""
 
 import logging
-import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
 
-from server.builds import AGENT_ENV, SHELL
-from server.environments import Environment
 from server.outputs import Output
-from server.sandboxes.base import Command, CommandResult, Limits, PathError, Sandbox, SandboxDiedError
-from server.sandboxes.local import open_sandbox
-from server.sandboxes.recipe import Host
-from server.state import State
+from server.places import Place
+from server.sandboxes.base import Command, CommandResult, PathError, Sandbox, SandboxDiedError
 from tasks.errors import SeaTrialError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +42,7 @@ class RunningCommand:
 
     id: str
     text: str
+    shell: str = "bash"
     output: Output = field(default_factory=Output)
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -60,19 +55,8 @@ class RunningCommand:
 class Workspace:
     """The sandbox of one trial and what runs in it. ``ended`` is told of every command that is over."""
 
-    def __init__(
-        self,
-        folder: Path,
-        environment: Environment,
-        limits: Limits,
-        host: Host,
-        background: TaskGroup,
-        ended: Callable[[RunningCommand], None],
-    ) -> None:
-        self.upper, self._work = folder / "upper", folder / "work"
-        self._name = folder.name
-        self._environment, self._limits, self._host = environment, limits, host
-        self._background, self._ended = background, ended
+    def __init__(self, place: Place, background: TaskGroup, ended: Callable[[RunningCommand], None]) -> None:
+        self.place, self._background, self._ended = place, background, ended
         self._opening = anyio.Lock()
         self.editing = anyio.Lock()
         """Held from reading a file to writing it back."""
@@ -97,8 +81,7 @@ class Workspace:
                 return self._sandbox
             await self._close()
             async with AsyncExitStack() as stack:
-                machine = self._environment.machine(self.upper, self._work, self._limits)
-                sandbox = await stack.enter_async_context(open_sandbox(machine, self._host, self._background, self._name))
+                sandbox = await stack.enter_async_context(self.place.open())
                 self._stack = stack.pop_all()
             self._sandbox = sandbox
             return sandbox
@@ -125,13 +108,6 @@ class Workspace:
         if stack is not None:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
-            self.unlock()
-
-    def unlock(self) -> None:
-        """Give ourselves the right to enter the workspace's folder, if a command took it away: nothing could be mounted on it."""
-        mode = stat.S_IMODE(self.upper.stat().st_mode)
-        if mode & 0o700 != 0o700:
-            self.upper.chmod(mode | 0o700)
 
     @property
     def enforced(self) -> Mapping[str, str]:
@@ -148,7 +124,7 @@ class Workspace:
         if running >= MAX_RUNNING:
             raise CommandError(f"{running} commands run already. Stop one with stop_command, or wait with command_output.")
         sandbox = await self.sandbox()
-        command = RunningCommand(f"c{self.next_command}", text)
+        command = RunningCommand(f"c{self.next_command}", text, self.place.habits.shell)
         self.next_command += 1
         self.commands[command.id] = command
         self._forget()
@@ -161,7 +137,8 @@ class Workspace:
             del self.commands[command_id]
 
     async def _run(self, sandbox: Sandbox, command: RunningCommand, cwd: str, timeout_s: float) -> None:
-        shell = Command([SHELL, "-c", command.text], AGENT_ENV, cwd=cwd, timeout_s=timeout_s)
+        habits = self.place.habits
+        shell = Command([habits.shell, "-c", command.text], habits.env, cwd=cwd or habits.workdir, timeout_s=timeout_s)
         try:
             with command.scope:
                 command.result = await sandbox.run(shell, command.output.add)
@@ -189,11 +166,3 @@ class Workspace:
             await command.done.wait()
         elif self._sandbox is not None and not self._sandbox.dead:
             await self._sandbox.sweep()
-
-
-def make_folder(state: State, name: str) -> Path:
-    """Create and return the empty folder of a workspace."""
-    folder = state.make("workspaces", name)
-    state.make("workspaces", name, "upper")
-    state.make("workspaces", name, "work")
-    return folder

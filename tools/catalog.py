@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from server.places import NO_NETWORK, Habits
+from server.sandboxes.base import WORKDIR
 from tasks.errors import SeaTrialError
-from tasks.model import Task
+from tasks.model import PytestTask, Task
 from tools.context import LIMIT, TrialContext, escaped, head_of, trials_of
 
 WORKFLOW = (
@@ -63,13 +65,15 @@ async def get_task(
     return f"{shown}\n[{len(text) - len(shown):,} more characters: get_task(start={start + len(shown)}) shows them]"
 
 
-def described(task: Task) -> str:
-    """Return what an agent is told of a task."""
+def described(task: Task, habits: Habits | None = None) -> str:
+    """Return what an agent is told of a task; what its workspace is like if that is known."""
     limits = task.limits
+    workdir = habits.workdir if habits is not None else WORKDIR if isinstance(task, PytestTask) else "where open_workspace says"
+    network = habits.network if habits is not None else NO_NETWORK if isinstance(task, PytestTask) else ""
     return (
         f"{task.id}: {task.title}\n\n{task.instruction.strip()}\n\n"
         f"Limits: {task.agent_timeout_s / 60:.0f} minutes from when the workspace is ready; {limits.cpus:g} CPUs, "
-        f"{limits.memory_mb} MB memory, {limits.storage_mb} MB disk. The repository is at /workspace. "
-        "There is no network, so nothing can be installed. "
-        "One submission counts. Hidden tests decide: every one must pass. Changes outside /workspace are not judged."
+        f"{limits.memory_mb} MB memory, {limits.storage_mb} MB disk. The repository is at {workdir}. "
+        f"{network}{' ' if network else ''}One submission counts. Hidden tests decide: every one must pass. "
+        f"Changes outside {workdir} are not judged."
     )

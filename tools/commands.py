@@ -7,8 +7,6 @@ from typing import Annotated
 import anyio
 from pydantic import Field
 
-from server.builds import SHELL
-from server.sandboxes.base import WORKDIR
 from server.trial import Trial
 from server.workspaces import CommandError, RunningCommand, Workspace
 from tools.context import (
@@ -36,7 +34,7 @@ async def run_command(
     ctx: TrialContext,
     workspace_id: WorkspaceId,
     command: Annotated[str, Field(description="Shell text.")],
-    cwd: Annotated[str, Field(description="Folder to run in; empty for /workspace.")] = "",
+    cwd: Annotated[str, Field(description="Folder to run in; empty for the workspace's own.")] = "",
     timeout_s: Annotated[float, Field(gt=0, le=3600, description="Seconds after which it is killed.")] = 600,
     wait_s: Wait = 45,
 ) -> str:
@@ -53,13 +51,10 @@ async def run_command(
         raise CommandError("The command is empty.")
     if trial.record.deadline_at:
         timeout_s = min(timeout_s, max(1.0, trial.record.deadline_at - time.time()))
-    running = await workspace.start(command, _folder(cwd), timeout_s)
-    return await _shown(trial, running, wait_s)
-
-
-def _folder(cwd: str) -> str:
     check_path(cwd)
-    return posixpath.join(WORKDIR, cwd.strip())
+    folder = posixpath.join(workspace.place.habits.workdir, cwd.strip())
+    running = await workspace.start(command, folder, timeout_s)
+    return await _shown(trial, running, wait_s)
 
 
 async def command_output(
@@ -143,7 +138,7 @@ def _state(running: RunningCommand) -> str:
     result = running.result
     if result.timed_out:
         return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.1f} s."
-    shell = "" if SHELL.endswith("bash") else f", {SHELL}"
+    shell = "" if running.shell.endswith("bash") else f", {running.shell}"
     signal = f" (killed by signal {-result.exit_code})" if result.exit_code < 0 else ""
     if result.out_of_memory:
         signal += ": the workspace's memory was used up"

@@ -8,7 +8,7 @@ from typing import Any
 
 from mcp.server.mcpserver import Context
 
-from server.sandboxes.base import WORKDIR, PathError
+from server.sandboxes.base import PathError
 from server.trial import AgentInfo
 from server.trials import Trials
 
@@ -86,20 +86,20 @@ def bounded(text: str, more: str) -> str:
     return f"{shown}\n[... {len(text) - len(shown):,} characters left out. {more}]"
 
 
-def inside(path: str) -> str:
-    """Return ``path`` relative to the workspace.
+def inside(path: str, workdir: str) -> str:
+    """Return ``path`` relative to the workspace, which is at ``workdir``.
 
     Raises:
         PathError: it names something else.
     """
     plain = path.strip() or "."
     check_path(plain)
-    if plain == WORKDIR or plain.startswith(WORKDIR + "/"):
-        plain = plain[len(WORKDIR) :].lstrip("/") or "."
+    if plain == workdir or plain.startswith(workdir + "/"):
+        plain = plain[len(workdir) :].lstrip("/") or "."
     normal = posixpath.normpath(plain)
     if normal.startswith("/") or normal == ".." or normal.startswith("../"):
         raise PathError(
-            f"{path[:200]!r} is outside the workspace. Use a path inside {WORKDIR}; for anything else use run_command."
+            f"{path[:200]!r} is outside the workspace. Use a path inside {workdir}; for anything else use run_command."
         )
     return normal
 

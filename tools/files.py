@@ -14,7 +14,6 @@ import anyio
 from anyio import to_thread
 from pydantic import Field
 
-from server.builds import AGENT_ENV
 from server.sandboxes.base import STDOUT, Command, Entry, PathError, Sandbox
 from tasks.errors import SeaTrialError
 from tools.context import (
@@ -58,7 +57,7 @@ async def list_files(
 ) -> str:
     """List a folder of the workspace. Folders end in /, files show their size in bytes."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    folder = inside(path)
+    folder = inside(path, workspace.place.habits.workdir)
     listing = await (await workspace.sandbox()).list(folder, depth, _LISTED)
     if not listing.entries:
         return f"{shown_name(folder)}/ is empty."
@@ -99,7 +98,7 @@ async def view_file(
 ) -> str:
     """Show numbered lines of a text file."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    name = inside(path)
+    name = inside(path, workspace.place.habits.workdir)
     found = await _read_lines(await workspace.sandbox(), name, start_line, max_lines)
     if found is None:
         return f"{name} is binary. Use run_command, say with xxd or file, to look into it."
@@ -181,7 +180,7 @@ async def save_file(
 ) -> str:
     """Create a file or replace it whole; missing parent folders are made."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    name = inside(path)
+    name = inside(path, workspace.place.habits.workdir)
     if name == ".":
         raise PathError("The path of a file is needed.")
     data = content.encode("utf-8", "surrogatepass")
@@ -200,7 +199,7 @@ async def edit_file(
 ) -> str:
     """Replace text in a file; old_text must occur exactly once unless replace_all."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    name = inside(path)
+    name = inside(path, workspace.place.habits.workdir)
     if not old_text:
         raise EditError("old_text is empty. To create or replace a whole file use save_file.")
     async with workspace.editing:
@@ -267,12 +266,15 @@ async def search_files(
 ) -> str:
     """Search text files for a regular expression: file:line:text."""
     _, workspace = await trials_of(ctx).workspace(workspace_id)
-    where = inside(path)
+    where = inside(path, workspace.place.habits.workdir)
     if "\0" in pattern or "\0" in glob or not pattern:
         raise SeaTrialError("A pattern is not empty and has no NUL.")
-    argv = ["/usr/bin/grep", "-rnHIPZ", "--devices=skip", "--exclude-dir=.git"]
+    habits = workspace.place.habits
+    argv = [habits.grep, "-rnHIPZ", "--devices=skip", "--exclude-dir=.git"]
     argv += [f"--include={PurePosixPath(glob).name}"] if glob else []
-    found, errors, complete = await _grep(await workspace.sandbox(), [*argv, "-e", pattern, "--", where])
+    found, errors, complete = await _grep(
+        await workspace.sandbox(), Command([*argv, "-e", pattern, "--", where], habits.env, timeout_s=_SEARCH_S)
+    )
     if errors and not found:
         raise SeaTrialError(f"The search failed: {head_of(errors, 500)}. Mend the pattern (Perl syntax) or the path.")
     matches = sorted(match for match in _parsed(found) if not glob or _fits(match[0], glob))
@@ -281,7 +283,7 @@ async def search_files(
     return _matches(matches, complete)
 
 
-async def _grep(sandbox: Sandbox, argv: list[str]) -> tuple[bytes, str, bool]:
+async def _grep(sandbox: Sandbox, command: Command) -> tuple[bytes, str, bool]:
     """Return what grep found and complained of, and whether it came to its end within the bounds."""
     found, errors = bytearray(), bytearray()
     with anyio.CancelScope() as scope:
@@ -291,7 +293,7 @@ async def _grep(sandbox: Sandbox, argv: list[str]) -> tuple[bytes, str, bool]:
             if len(found) > _SEARCH_BYTES or len(errors) > _SEARCH_BYTES:
                 scope.cancel()
 
-        result = await sandbox.run(Command(argv, AGENT_ENV, timeout_s=_SEARCH_S), take)
+        result = await sandbox.run(command, take)
         return bytes(found), errors.decode(errors="replace").strip(), not result.timed_out
     return bytes(found), "", False
 

@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 from pydantic import Field
 
-from server.patches import Found, content_before, find_changes
+from server.patches import Found
 from server.trial import StillBuildingError, Trial
 from server.trials import Trials
 from tools.catalog import described
@@ -26,17 +26,18 @@ _DIFF_STEPS = 200_000_000
 
 
 async def open_workspace(ctx: TrialContext, task_id: Annotated[str, Field(description="An id from list_tasks.")]) -> str:
-    """Start a trial of a task: a sandbox with the repository at /workspace. Answers the workspace_id for all other tools."""
+    """Start a trial of a task: a sandbox with the repository. Answers where it is, and the workspace_id for all other tools."""
     trials = trials_of(ctx)
     trial = await trials.open(task_id, agent_of(ctx))
     head = f"workspace_id: {trial.workspace_id}\n"
     if trial.over:
         return head + "This trial is over. Call submit to see its result."
-    text = "ready at /workspace"
-    if trial.workspace is None:
+    habits = trial.workspace.place.habits if trial.workspace is not None else None
+    text = f"ready at {habits.workdir}" if habits is not None else ""
+    if habits is None:
         then = "call list_files with this workspace_id until it answers; do not open it again"
         text = trials.building(trial, then)
-    return head + bounded(f"{text}\n\n{described(trial.task)}", "get_task shows all of the instruction.")
+    return head + bounded(f"{text}\n\n{described(trial.task, habits)}", "get_task shows all of the instruction.")
 
 
 async def view_diff(
@@ -45,14 +46,11 @@ async def view_diff(
     path: Annotated[str, Field(description="Only this file or folder; empty for all.")] = "",
 ) -> str:
     """Show what you changed so far against the starting snapshot; this is what submit will submit."""
-    trial, workspace = await trials_of(ctx).workspace(workspace_id)
-    wanted = inside(path) if path else "."
-    environment = trial.environment
-    assert environment is not None, "a workspace has an environment"
+    _, workspace = await trials_of(ctx).workspace(workspace_id)
+    wanted = inside(path, workspace.place.habits.workdir) if path else "."
 
     def look() -> str:
-        workspace.unlock()
-        return _diff(found for found in find_changes(workspace.upper, environment.lowers) if _below(found.path, wanted))
+        return _diff(found for found in workspace.place.differences() if _below(found.path, wanted))
 
     return await to_thread.run_sync(look)
 
@@ -105,10 +103,10 @@ def _heading(found: Found) -> str:
 
 
 def _text_diff(found: Found) -> str:
-    old_size = found.before.status.st_size if found.before is not None else 0
+    old_size = found.before.size if found.before is not None else 0
     if found.size > _DIFF_BYTES or old_size > _DIFF_BYTES:
         return f"(too large to show: {old_size:,} -> {found.size:,} bytes; view_file shows the file, git diff the difference)"
-    old = content_before(found.before) if found.before is not None else b""
+    old = found.before.read() if found.before is not None else b""
     new = b"" if found.kind == "deleted" else found.read()
     if b"\0" in old or b"\0" in new:
         return f"(binary: {len(old):,} -> {len(new):,} bytes)"

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 
 import anyio
 
 from server.cli.display import Board, open_board, write_failure, write_json, write_table
 from server.doctor import refusal
-from server.environments import build_environment
+from server.environments import build_environment, on_docker
+from server.services import open_bench
 from server.settings import Settings
 from server.state import State, open_state
 from tasks.catalog import Catalog, load_catalog
@@ -34,7 +36,7 @@ def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
     settings = Settings.from_environment()
     catalog = load_catalog(settings.tasks)
     wanted = chosen(catalog, task_ids)
-    check_machine(settings)
+    check_machine(settings, wanted)
     state = open_state(settings)
     with open_board() as board:
         built = anyio.run(build_all, wanted, settings, state, board)
@@ -46,13 +48,13 @@ def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
     return 1 if any(one.error for one in built) else 0
 
 
-def check_machine(settings: Settings) -> None:
-    """Try what every sandbox rests on, so that it is told once and not by each task.
+def check_machine(settings: Settings, wanted: Sequence[Task]) -> None:
+    """Try what every local sandbox rests on if a task needs one, so that it is told once and not by each task.
 
     Raises:
         UnusableError: something of it does not work here.
     """
-    if text := refusal(settings):
+    if any(not on_docker(task, settings) for task in wanted) and (text := refusal(settings)):
         raise UnusableError(text)
 
 
@@ -79,15 +81,18 @@ def chosen(catalog: Catalog, task_ids: Sequence[str]) -> tuple[Task, ...]:
 async def build_all(wanted: Sequence[Task], settings: Settings, state: State, board: Board) -> tuple[Built, ...]:
     """Build environments one after the other (each uses all cores by itself); failures are values."""
     built = []
-    for task in wanted:
-        began, error = time.perf_counter(), ""
-        try:
-            await build_environment(task, settings, state, _report(board, task.id))
-        except SeaTrialError as failure:
-            error = str(failure)
-        seconds = time.perf_counter() - began
-        board.done(task.id, "not built" if error else f"ready after {seconds:.1f} s")
-        built.append(Built(task.id, seconds, error))
+    async with AsyncExitStack() as stack, anyio.create_task_group() as background:
+        bench = open_bench(settings, state, background, stack)
+        for task in wanted:
+            began, error = time.perf_counter(), ""
+            try:
+                await build_environment(task, bench, _report(board, task.id))
+            except SeaTrialError as failure:
+                error = str(failure)
+            seconds = time.perf_counter() - began
+            board.done(task.id, "not built" if error else f"ready after {seconds:.1f} s")
+            built.append(Built(task.id, seconds, error))
+        background.cancel_scope.cancel()
     return tuple(built)
 
 

@@ -67,7 +67,7 @@ def play(wanted: Wanted) -> Finished:
     """
     settings = Settings.from_environment()
     tasks = chosen(load_catalog(settings.tasks), wanted.tasks)
-    check_machine(settings)
+    check_machine(settings, tasks)
     state = open_state(settings)
     job = wanted.job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with _told_of_ctrl_c(job, state), open_board() as board:

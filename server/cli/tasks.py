@@ -3,6 +3,7 @@
 from server.cli.display import write_json, write_line, write_table
 from server.settings import Settings
 from tasks.catalog import load_catalog
+from tasks.model import HarborTask, PypiSource, PytestTask, Task
 
 
 def list_tasks(query: str, *, as_json: bool) -> int:
@@ -29,25 +30,38 @@ def show_task(task_id: str, *, as_json: bool) -> int:
     if as_json:
         write_json(task.model_dump(mode="json"))
         return 0
-    limits, source = task.limits, task.facts.snapshot
-    start = f"{source.name} {source.version}" if source.kind == "pypi" else source.path
+    limits = task.limits
     for name, value in (
         ("id", task.id),
         ("title", task.title),
         ("folder", str(task.folder)),
         ("digest", task.digest),
-        ("starts from", start),
+        ("starts from", _start(task)),
         ("time", f"{task.agent_timeout_s:.0f} s"),
         (
             "limits",
             f"{limits.cpus:g} cpus, {limits.memory_mb} MB memory, {limits.storage_mb} MB disk, {limits.processes} processes",
         ),
-        (
-            "judged by",
-            f"{len(task.fail_to_pass)} tests that must begin to pass, {len(task.pass_to_pass)} that must go on passing",
-        ),
+        ("judged by", _judged(task)),
     ):
         write_line(f"{name + ':':<13}{value}")
     write_line()
     write_line(task.instruction.strip())
     return 0
+
+
+def _start(task: Task) -> str:
+    if isinstance(task, PytestTask):
+        source = task.facts.snapshot
+        return f"{source.name} {source.version}" if isinstance(source, PypiSource) else f"a {source.kind}"
+    assert isinstance(task, HarborTask)
+    image = task.harbor.container.image
+    return f"the image {image.docker_image}" if image.docker_image else f"{image.context}/{image.dockerfile}"
+
+
+def _judged(task: Task) -> str:
+    if isinstance(task, PytestTask):
+        return f"{len(task.fail_to_pass)} tests that must begin to pass, {len(task.pass_to_pass)} that must go on passing"
+    assert isinstance(task, HarborTask)
+    steps = len(task.harbor.steps)
+    return f"its test.sh ({task.harbor.assurance})" + (f", in {steps} steps" if steps > 1 else "")

@@ -4,12 +4,13 @@ import hashlib
 import shutil
 from pathlib import Path, PurePosixPath
 
-from server.environments import Environment
+from server.bench import Bench
 from server.layers import make_opaque, make_whiteout
+from server.local_environments import LocalEnvironment
 from server.patches import Patch, write_layer
 from server.sandboxes.base import WORKDIR
 from server.snapshots import find_truth
-from server.verifiers.base import Bench, VerifierError
+from server.verifiers.base import VerifierError
 from tasks.model import PytestTask
 
 FORMAT = 1
@@ -63,7 +64,7 @@ def _restore(truth: Path, layer: Path, path: PurePosixPath) -> None:
         make_whiteout(target)
 
 
-def patch_layer(patch: Patch, environment: Environment, bench: Bench, folder: Path) -> Path:
+def patch_layer(patch: Patch, environment: LocalEnvironment, bench: Bench, folder: Path) -> Path:
     """Write ``patch`` as a layer into ``folder``."""
     layer = folder / "patch"
     layer.mkdir(0o755)

@@ -16,15 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from anyio import to_thread
 
+from server.bench import Bench
 from server.builds import AGENT_ENV, OPT_ENV, SHELL, limits_of
-from server.environments import Environment
+from server.local_environments import LocalEnvironment
 from server.patches import Patch
 from server.records import Outcome, Verdict
 from server.sandboxes.base import CHANNEL, WORKDIR, Command, CommandResult, Machine, OnOutput, SandboxDiedError, SandboxError
 from server.sandboxes.local import open_sandbox
 from server.snapshots import source_digest
 from server.state import remove_tree
-from server.verifiers.base import Bench, VerifierError
+from server.verifiers.base import VerifierError
 from server.verifiers.hidden import covers, hidden_layer, patch_layer
 from server.verifiers.outcomes import Records
 from tasks.model import PytestTask
@@ -56,7 +57,7 @@ class _Run:
             self.log += data
 
 
-async def verify(task: PytestTask, environment: Environment, patch: Patch, bench: Bench) -> Verdict:
+async def verify(task: PytestTask, environment: LocalEnvironment, patch: Patch, bench: Bench) -> Verdict:
     """Judge ``patch``; the verdict depends on nothing that the agent's sandbox left but the patch.
 
     A fault before the submission's code ran is ours. A later one is tried once more; if it comes again while a run
@@ -102,7 +103,7 @@ async def verify(task: PytestTask, environment: Environment, patch: Patch, bench
 
 
 async def _judge(
-    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, flags: list[str]
+    task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path, flags: list[str]
 ) -> _Run:
     """Run the hidden tests, a second time after a fault, and note in ``flags`` what happened."""
     run = await _run(task, environment, layers, bench, folder / "first")
@@ -114,7 +115,7 @@ async def _judge(
     return run
 
 
-async def _second(task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
+async def _second(task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
     """Run again after a fault; if the fault comes again, see whether a run without the patch completes."""
     run = await _run(task, environment, layers, bench, folder / "second")
     if run.complete:
@@ -128,7 +129,7 @@ async def _second(task: PytestTask, environment: Environment, layers: Sequence[P
     return run
 
 
-async def _run(task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
+async def _run(task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path) -> _Run:
     """Run the hidden tests once in a fresh sandbox over ``layers``, using ``folder`` (new) for what it writes."""
     facts = task.facts.verifier
     kit = await to_thread.run_sync(_kit, task, bench, folder)
@@ -175,7 +176,7 @@ async def _in_sandbox(
 
 
 async def _build(
-    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+    task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
 ) -> Path | None:
     """Run the task's build step over the patch; return the layer it wrote, or None if the submission breaks it."""
     for name in ("built", "rebuilt"):
@@ -194,7 +195,7 @@ async def _build(
 
 
 async def _built(
-    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
+    task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path, log: bytearray
 ) -> CommandResult | None:
     """Run the build step once, in a sandbox of its own that writes to ``folder``."""
 
@@ -208,7 +209,7 @@ async def _built(
 
 
 def _machine(
-    task: PytestTask, environment: Environment, layers: Sequence[Path], bench: Bench, folder: Path, files: Mapping[str, Path]
+    task: PytestTask, environment: LocalEnvironment, layers: Sequence[Path], bench: Bench, folder: Path, files: Mapping[str, Path]
 ) -> Machine:
     for path in (folder, folder / "upper", folder / "work"):
         path.mkdir(0o755, exist_ok=True)
@@ -262,7 +263,7 @@ def _timed(timings: dict[str, float], phase: str) -> Generator[None]:
         timings[phase] = round(time.monotonic() - started, 4)
 
 
-def _digests(task: PytestTask, environment: Environment, patch: Patch) -> dict[str, str]:
+def _digests(task: PytestTask, environment: LocalEnvironment, patch: Patch) -> dict[str, str]:
     return {
         "task": task.digest,
         "snapshot": environment.snapshot.digest,

@@ -1,0 +1,236 @@
+"""The place of one workspace on docker: a container that outlives its sandboxes, and its change as the daemon sees it."""
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from anyio import from_thread
+
+from server.bench import Bench
+from server.blobs import Blobs
+from server.containment import healthy, networked
+from server.patches import MAX_FILE_BYTES, Before, Found, Kind, Patch, PatchError, keep, left_out
+from server.places import NO_NETWORK, Habits
+from server.sandboxes import containers
+from server.sandboxes.base import Sandbox, SandboxError
+from server.sandboxes.containers import ContainerSpec
+from server.sandboxes.daemon import Daemon
+from server.sandboxes.docker import open_sandbox
+from server.tars import Member, packed, unpacked
+from tasks.container import Healthcheck, Network
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+_FOLDER, _LINK = 1 << 31, 1 << 27
+"""Bits of Go's os.FileMode, in which Docker tells what a path is."""
+_SINGLY = 60
+"""Up to so many changed paths are fetched one by one; of more, whole folders."""
+_KINDS = {0: "changed", 1: "added", 2: "deleted"}
+_ENV = {"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a workspace's container is: ``roots`` are the absolute paths that a submission consists of."""
+
+    spec: ContainerSpec
+    network: Network
+    roots: Sequence[str]
+    folders: Sequence[str] = ()
+    """Made for everybody to write in before the container starts."""
+    upload: bytes = b""
+    """A tar put into the workdir before the container starts."""
+    healthcheck: Healthcheck | None = None
+    shell: str = "/bin/bash"
+
+
+class DockerPlace:
+    """See `server.places.Place`. The container is named after the trial, so that a later server finds it."""
+
+    def __init__(self, plan: Plan, bench: Bench) -> None:
+        self._plan, self._bench = plan, bench
+        self._shell, self._egress = plan.shell, dict[str, str]()
+
+    @property
+    def habits(self) -> Habits:
+        """See `Place.habits`."""
+        return Habits(self._plan.spec.workdir, self._shell, _ENV | self._egress, "grep", told(self._plan.network))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Sandbox]:
+        """See `Place.open`."""
+        daemon = await self._bench.docker.daemon()
+        async with AsyncExitStack() as stack:
+            container = await self._container(daemon)
+            sandbox = await stack.enter_async_context(open_sandbox(daemon, container, self._plan.spec, self._bench.background))
+            self._egress = await stack.enter_async_context(
+                networked(self._plan.network, container, self._plan.spec, self._bench)
+            )
+            self._shell = sandbox.shell
+            if self._plan.healthcheck is not None:
+                await healthy(daemon, container, self._plan.healthcheck, self._plan.spec.workdir)
+            yield sandbox
+
+    async def _container(self, daemon: Daemon) -> str:
+        """Return the container, made if it is not there; it may be running, left by a dead server."""
+        if found := await daemon.call(partial(_find, self._plan.spec.name)):
+            return found
+        container = await containers.create(daemon, self._plan.spec)
+        try:
+            if self._plan.folders:
+                tar = packed((), folders=[path.strip("/") for path in self._plan.folders], folder_mode=0o777)
+                await containers.put(daemon, container, "/", tar)
+            if self._plan.upload:
+                await containers.put(daemon, container, self._plan.spec.workdir, self._plan.upload)
+        except BaseException:
+            await containers.remove(daemon, container)
+            raise
+        return container
+
+    async def patch(self, blobs: Blobs) -> Patch:
+        """See `Place.patch`."""
+        daemon = await self._bench.docker.daemon()
+        container = await daemon.call(partial(_find, self._plan.spec.name))
+        if container is None:
+            raise SandboxError("The workspace's container is gone: somebody removed it from outside. Open another workspace.")
+        await containers.kill(daemon, container)
+        dropped: list[str] = []
+        found = await self._found(daemon, container, dropped)
+        return keep(found, dropped, blobs)
+
+    def differences(self) -> Iterator[Found]:
+        """See `Place.differences`."""
+        yield from from_thread.run(self._differences)
+
+    async def _differences(self) -> list[Found]:
+        daemon = await self._bench.docker.daemon()
+        container = await daemon.call(partial(_find, self._plan.spec.name))
+        if container is None:
+            return []
+        found = await self._found(daemon, container, [])
+        modified = [one for one in found if one.before is not None and not one.before.size][:_SINGLY]
+        reference = await containers.create(daemon, replace(self._plan.spec, name=f"{self._plan.spec.name}-ref"))
+        try:
+            before = await _contents(daemon, reference, ["/" + one.path for one in modified], [])
+        finally:
+            await containers.remove(daemon, reference)
+        prefix = self._plan.spec.workdir.strip("/") + "/"
+        return [shown for one in found if (shown := _compared(one, before.get("/" + one.path), prefix)) is not None]
+
+    async def _found(self, daemon: Daemon, container: str, dropped: list[str]) -> list[Found]:
+        """Return the change below the roots, paths relative to ``/``, sorted."""
+        changed = {
+            path: _KINDS[kind]
+            for path, kind in await containers.changes(daemon, container)
+            if any(path == root or path.startswith(root.rstrip("/") + "/") for root in self._plan.roots) and not _ignored(path)
+        }
+        parents = {path.rpartition("/")[0] for path in changed}
+        present = [path for path, kind in changed.items() if kind != "deleted" and path not in parents]
+        members = await _contents(daemon, container, present, dropped)
+        found = [
+            Found(path.lstrip("/"), "deleted", False, 0, Before(0, lambda: b""), lambda: b"")
+            for path, kind in changed.items()
+            if kind == "deleted"
+        ]
+        for path, member in members.items():
+            kind = cast(Kind, "link" if member.link else "file")
+            before = Before(0, lambda: b"") if changed.get(path) == "changed" else None
+            found.append(Found(path.lstrip("/"), kind, member.executable, len(member.data), before, partial(_data, member)))
+        return sorted(found, key=lambda one: one.path)
+
+    async def remove(self) -> None:
+        """See `Place.remove`."""
+        daemon = await self._bench.docker.daemon()
+        await containers.remove(daemon, self._plan.spec.name)
+
+
+def told(network: Network) -> str:
+    """Return what an agent is told of its network."""
+    if network.mode == "no-network":
+        return NO_NETWORK
+    if network.mode == "public":
+        return "There is a network."
+    return f"The network reaches only these hosts, through an HTTP proxy: {', '.join(network.allowed_hosts)}."
+
+
+def _data(member: Member) -> bytes:
+    return member.data
+
+
+def _ignored(path: str) -> bool:
+    return any(left_out(part) for part in path.split("/") if part)
+
+
+def _compared(found: Found, before: Member | None, prefix: str) -> Found | None:
+    """Return a difference with what was there before, by its path in the workdir; None if it is none after all."""
+    now = found.read()
+    if before is not None:
+        if found.kind != "deleted" and (before.data, before.executable) == (now, found.executable):
+            return None
+        found = replace(found, before=Before(len(before.data), partial(_data, before)))
+    path = found.path.removeprefix(prefix) if found.path.startswith(prefix) else "/" + found.path
+    return replace(found, path=path)
+
+
+def _find(name: str, api: "APIClient") -> str | None:
+    from docker.errors import NotFound
+
+    try:
+        found: dict[str, Any] = api.inspect_container(name)
+    except NotFound:
+        return None
+    return str(found["Id"])
+
+
+async def _contents(daemon: Daemon, container: str, paths: Sequence[str], dropped: list[str]) -> dict[str, Member]:
+    """Return the files and symlinks at ``paths`` (absolute); what is neither goes into ``dropped``, folders into nothing."""
+    if len(paths) <= _SINGLY:
+        taken = await daemon.call(lambda api: [(path, _taken(api, container, path)) for path in paths])
+        members = {path: found for path, found in taken if isinstance(found, Member)}
+        dropped.extend(path.lstrip("/") for path, found in taken if found == "special")
+        return members
+    wanted, members = set(paths), {}
+    for folder in _folders(paths):
+        data = await containers.get(daemon, container, folder, 8 * MAX_FILE_BYTES)
+        above = folder.rpartition("/")[0]
+        for path, member in unpacked(data or b""):
+            whole = f"{above}/{path}"
+            if whole in wanted and member is not None:
+                members[whole] = replace(member, path=whole)
+            elif whole in wanted:
+                dropped.append(whole.lstrip("/"))
+    return members
+
+
+def _folders(paths: Sequence[str]) -> list[str]:
+    """Return folders that hold all of ``paths``: few, and none inside another."""
+    tops = {path.rpartition("/")[0] or "/" for path in paths}
+    return sorted(top for top in tops if not any(top != other and top.startswith(other.rstrip("/") + "/") for other in tops))
+
+
+def _taken(api: "APIClient", container: str, path: str) -> Member | str:
+    """Return one path's file or symlink, else what it is: ``folder``, ``special`` or ``gone``."""
+    from docker.errors import NotFound
+
+    try:
+        stream, status = api.get_archive(container, path)
+    except NotFound:
+        return "gone"
+    mode, size = int(status["mode"]), int(status["size"])
+    if mode & _FOLDER:
+        stream.close()
+        return "folder"
+    if size > MAX_FILE_BYTES:
+        stream.close()
+        raise PatchError(f"The change is too large at {path!r} ({size:,} bytes). Remove what does not belong to it.")
+    data = bytearray()
+    for piece in stream:
+        data += piece
+        if len(data) > MAX_FILE_BYTES + (1 << 20):
+            raise PatchError(f"The change is too large at {path!r}. Remove what does not belong to it.")
+    for _, member in unpacked(bytes(data)):
+        return replace(member, path=path) if member is not None else "special"
+    return "special"
