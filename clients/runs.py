@@ -6,7 +6,7 @@ from typing import Protocol
 
 import anyio
 
-from clients.scripted import Change, Launch, TrialPlan, TrialRun, play_trial
+from clients.scripted import Launch, Script, TrialPlan, TrialRun, play_trial
 from server.records import TrialRecord, Verdict
 
 OnStage = Callable[[TrialPlan, str], None]
@@ -45,19 +45,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Work:
-    """One task for reference agents: its id, and the change that the oracle applies."""
+    """One task for reference agents: its id, and what the oracle does, step by step."""
 
     task: str
-    changes: Sequence[Change]
+    script: Sequence[Script]
 
 
 def plans(work: Sequence[Work], agents: Sequence[str], *, repetitions: int, job: str) -> Iterator[TrialPlan]:
     """Yield every trial: task by task, agent by agent, repetitions last."""
     for item in work:
         for agent in agents:
-            changes = item.changes if agent == "oracle" else ()
+            script = item.script if agent == "oracle" else ()
             for repetition in range(1, repetitions + 1):
-                yield TrialPlan(item.task, agent, job, f"{item.task}/{agent}", repetition, changes)
+                yield TrialPlan(item.task, agent, job, f"{item.task}/{agent}", repetition, script)
 
 
 async def run_trials(

@@ -4,6 +4,7 @@
 """
 
 import base64
+import itertools
 import re
 import shlex
 import tempfile
@@ -28,6 +29,7 @@ _POLL_S = 0.3
 _SAVE_CHARACTERS = 200_000
 _COMMAND_CHARACTERS = 30_000
 _WORKSPACE = re.compile(r"^workspace_id: ([0-9a-f]{32})\s*$", re.MULTILINE)
+_NEXT_STEP = re.compile(r"step \d+ of \d+ was judged")
 _RUNNING = re.compile(r"^running: (\S+)", re.MULTILINE)
 
 
@@ -56,16 +58,25 @@ class Launch:
     environment: Mapping[str, str]
 
 
+class Script(Protocol):
+    """What solves one step: files to be put at paths (absolute ones outside the workspace), then a command to run."""
+
+    @property
+    def changes(self) -> Sequence[Change]: ...
+    @property
+    def command(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class TrialPlan:
-    """One trial that is to be run; ``changes`` are what the oracle applies, ``timeout_s`` bounds the whole of it."""
+    """One trial that is to be run; ``script`` is what the oracle does step by step, ``timeout_s`` bounds the whole of it."""
 
     task: str
     agent: str
     job: str = ""
     group: str = ""
     repetition: int = 0
-    changes: Sequence[Change] = ()
+    script: Sequence[Script] = ()
     timeout_s: float = 3600
 
     @property
@@ -154,12 +165,22 @@ class Agent:
             raise AgentError(f"A command of the oracle failed: {command[:200]!r} was answered: {text[-1000:]}")
 
 
-async def do_nothing(agent: Agent, changes: Sequence[Change]) -> None:
+async def do_nothing(agent: Agent, script: Script | None) -> None:
     """Leave the workspace as it is."""
 
 
+async def apply_script(agent: Agent, script: Script | None) -> None:
+    """Make every path so as the script says, run its command, and look at the result."""
+    if script is None:
+        raise AgentError("The task has no solution for this step, so the oracle cannot do it.")
+    await apply_changes(agent, script.changes)
+    if script.command:
+        await agent.shell(script.command)
+    await agent.call("view_diff", workspace_id=agent.workspace)
+
+
 async def apply_changes(agent: Agent, changes: Sequence[Change]) -> None:
-    """Make every path so as ``changes`` says, and look at the result."""
+    """Make every path so as ``changes`` says."""
     for command in _batches("rm -rf --", [change.path for change in changes if change.data is None or change.link is not None]):
         await agent.shell(command)
     for change in changes:
@@ -171,10 +192,9 @@ async def apply_changes(agent: Agent, changes: Sequence[Change]) -> None:
     for mode, executable in (("755", True), ("644", False)):
         for command in _batches(f"chmod {mode} --", [change.path for change in files if change.executable is executable]):
             await agent.shell(command)
-    await agent.call("view_diff", workspace_id=agent.workspace)
 
 
-SCRIPTS: Mapping[str, Callable[[Agent, Sequence[Change]], Awaitable[None]]] = {"oracle": apply_changes, "nop": do_nothing}
+SCRIPTS: Mapping[str, Callable[[Agent, Script | None], Awaitable[None]]] = {"oracle": apply_script, "nop": do_nothing}
 
 
 async def play_trial(plan: TrialPlan, launch: Launch, report: Report) -> TrialRun:
@@ -213,12 +233,16 @@ async def _play(plan: TrialPlan, client: Client, course: _Course) -> str:
         course.agents.append(agent)
         with phase(timings, "open"):
             await agent.open(plan.task, report)
-        report("working")
-        with phase(timings, "work"):
-            await SCRIPTS[plan.agent](agent, plan.changes)
-        report("verifying")
-        with phase(timings, "verify"):
-            return await agent.submit()
+        for number in itertools.count():
+            report("working")
+            with phase(timings, "work"):
+                await SCRIPTS[plan.agent](agent, plan.script[number] if number < len(plan.script) else None)
+            report("verifying")
+            with phase(timings, "verify"):
+                answer = await agent.submit()
+            if not _NEXT_STEP.match(answer):
+                return answer
+        raise AssertionError("a trial has an end")
 
 
 def _connection(plan: TrialPlan, launch: Launch, log: IO[str]) -> Client:
@@ -242,7 +266,7 @@ async def _write(agent: Agent, path: str, data: bytes) -> None:
         text = data.decode()
     except UnicodeDecodeError:
         text = ""
-    if (text or not data) and len(text) <= _SAVE_CHARACTERS and "\0" not in text:
+    if (text or not data) and len(text) <= _SAVE_CHARACTERS and "\0" not in text and not path.startswith("/"):
         await agent.save(path, text)
         return
     target = shlex.quote(path)

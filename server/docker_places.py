@@ -1,8 +1,8 @@
 """The place of one workspace on docker: a container that outlives its sandboxes, and its change as the daemon sees it."""
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +10,7 @@ from anyio import from_thread
 
 from server.bench import Bench
 from server.blobs import Blobs
-from server.containment import healthy, networked
+from server.container_life import healthy, networked
 from server.patches import MAX_FILE_BYTES, Before, Found, Kind, Patch, PatchError, keep, left_out
 from server.places import NO_NETWORK, Habits
 from server.sandboxes import containers
@@ -41,8 +41,8 @@ class Plan:
     roots: Sequence[str]
     folders: Sequence[str] = ()
     """Made for everybody to write in before the container starts."""
-    upload: bytes = b""
-    """A tar put into the workdir before the container starts."""
+    uploads: Mapping[int, bytes] = field(default_factory=dict)
+    """By step: a tar put into the workdir before the step begins."""
     healthcheck: Healthcheck | None = None
     shell: str = "/bin/bash"
 
@@ -66,9 +66,7 @@ class DockerPlace:
         async with AsyncExitStack() as stack:
             container = await self._container(daemon)
             sandbox = await stack.enter_async_context(open_sandbox(daemon, container, self._plan.spec, self._bench.background))
-            self._egress = await stack.enter_async_context(
-                networked(self._plan.network, container, self._plan.spec, self._bench)
-            )
+            self._egress = await stack.enter_async_context(networked(self._plan.network, container, self._plan.spec, self._bench))
             self._shell = sandbox.shell
             if self._plan.healthcheck is not None:
                 await healthy(daemon, container, self._plan.healthcheck, self._plan.spec.workdir)
@@ -83,8 +81,8 @@ class DockerPlace:
             if self._plan.folders:
                 tar = packed((), folders=[path.strip("/") for path in self._plan.folders], folder_mode=0o777)
                 await containers.put(daemon, container, "/", tar)
-            if self._plan.upload:
-                await containers.put(daemon, container, self._plan.spec.workdir, self._plan.upload)
+            if upload := self._plan.uploads.get(0):
+                await containers.put(daemon, container, self._plan.spec.workdir, upload)
         except BaseException:
             await containers.remove(daemon, container)
             raise
@@ -140,6 +138,12 @@ class DockerPlace:
             before = Before(0, lambda: b"") if changed.get(path) == "changed" else None
             found.append(Found(path.lstrip("/"), kind, member.executable, len(member.data), before, partial(_data, member)))
         return sorted(found, key=lambda one: one.path)
+
+    async def begin_step(self, number: int) -> None:
+        """See `Place.begin_step`."""
+        if upload := self._plan.uploads.get(number):
+            daemon = await self._bench.docker.daemon()
+            await containers.put(daemon, self._plan.spec.name, self._plan.spec.workdir, upload)
 
     async def remove(self) -> None:
         """See `Place.remove`."""

@@ -1,14 +1,18 @@
 """What solves a task, as data for the oracle: the difference between the snapshot and the ground truth, without tests."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from server.layers import Lower, files_below
 from server.patches import LEFT_OUT, content_before
+from server.settings import Settings
 from server.snapshots import find_snapshot, find_truth
 from server.state import State
 from tasks.errors import SeaTrialError
-from tasks.model import PytestTask
+from tasks.folders import read_folder
+from tasks.model import HarborTask, PytestTask, Task
+from tasks.templates import resolved
 
 
 class NotBuiltError(SeaTrialError):
@@ -26,6 +30,37 @@ class GoldChange:
     data: bytes | None = None
     executable: bool = False
     link: str | None = None
+
+
+@dataclass(frozen=True)
+class GoldScript:
+    """What solves one step: ``changes`` (paths in the workspace, or absolute), then a shell ``command``, if there is one."""
+
+    changes: tuple[GoldChange, ...]
+    command: str = ""
+
+
+def gold_script(task: Task, settings: Settings, state: State) -> tuple[GoldScript, ...]:
+    """Return what solves ``task``, step by step; up to the first step without a solution.
+
+    Raises:
+        NotBuiltError: `build_environment` has not been here before.
+        TaskError: a variable that the solution needs is not set.
+    """
+    if isinstance(task, PytestTask):
+        return (GoldScript(gold_change(task, state)),)
+    assert isinstance(task, HarborTask)
+    env = resolved(task.harbor.solution_env, settings.variables, f"{task.folder}: solution.env")
+    given = " ".join(shlex.quote(f"{name}={value}") for name, value in env.items())
+    scripts = []
+    for step in task.harbor.steps:
+        if not step.solution:
+            break
+        root, place = task.folder / step.solution, "/tmp/solution" if step.user else "/solution"  # noqa: S108 - inside
+        files = read_folder(root).files
+        changes = tuple(GoldChange(f"{place}/{name}", (root / name).read_bytes(), True) for name in files)
+        scripts.append(GoldScript(changes, f"env {given} {place}/solve.sh && rm -rf {place}"))
+    return tuple(scripts)
 
 
 def gold_change(task: PytestTask, state: State) -> tuple[GoldChange, ...]:

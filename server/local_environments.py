@@ -102,6 +102,9 @@ class LocalPlace:
         self._unlock()
         return find_changes(self.upper, self._environment.lowers)
 
+    async def begin_step(self, number: int) -> None:
+        """See `Place.begin_step`: tasks of ours have one step."""
+
     async def remove(self) -> None:
         """See `Place.remove`."""
         await to_thread.run_sync(remove_tree, self._folder, abandon_on_cancel=True)  # the next server would go on

@@ -56,6 +56,10 @@ class Place(Protocol):
         """Yield the change as it is now. Called in a worker thread, with or without a sandbox open."""
         ...
 
+    async def begin_step(self, number: int) -> None:
+        """Put into the files what a later step of the task brings; no sandbox is open."""
+        ...
+
     async def remove(self) -> None:
         """Remove the files; fine if there are none."""
         ...

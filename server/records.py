@@ -18,6 +18,7 @@ def trial_id_of(workspace_id: str) -> str:
 @dataclass(frozen=True)
 class Verdict:
     """How a submission was judged. ``reward`` is 1.0 iff every expected test passed, else 0.0; never an infrastructure failure.
+    A Harbor verifier may give any number from 0 to 1.
 
     ``outcomes`` (test id -> outcome) are for the operator's eyes only. ``digests`` name everything that the verdict
     depends on: task, snapshot, environment, toolchain, verifier, patch.
@@ -35,6 +36,8 @@ class Verdict:
     enforced: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds per phase of the verification."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Every number that a Harbor verifier gave, by name."""
     log: str = ""
     """SHA-256 of the runner's printed output, kept among the blobs."""
 
@@ -86,7 +89,7 @@ class Event:
 
     trial: str
     at: float
-    kind: Literal["call", "command", "running"]
+    kind: Literal["call", "command", "running", "step"]
     name: str
     outcome: str
     duration_s: float

@@ -36,6 +36,16 @@ class Services:
     def blobs(self) -> Blobs:
         return self.bench.blobs
 
+    @property
+    def made_containers(self) -> bool:
+        """Whether this state folder ever had containers, so that some may be left."""
+        return (self.state.private / "docker").exists()
+
+    def is_over(self, trial: str) -> bool:
+        """Say whether a trial has ended, or never was."""
+        record = self.store.find_trial(trial)
+        return record is None or record.state in ("done", "error")
+
     def reap(self) -> None:
         """Remove what dead processes left: files of trials that are over, unfinished verifications, half sandboxes, cgroups."""
         for kind, lock in (("workspaces", "trial-"), ("verify", "")):

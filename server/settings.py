@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,11 @@ class Settings:
             variables=dict(env),
             temp=Path(tempfile.gettempdir()),
         )
+
+
+def with_sandbox(settings: Settings, value: str) -> Settings:
+    """Return ``settings`` with another backend, where an option names one."""
+    return replace(settings, sandbox=as_backend(value)) if value else settings
 
 
 def as_backend(value: str) -> Backend:

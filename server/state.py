@@ -40,6 +40,15 @@ class State:
         return self.root / "shared"
 
     @property
+    def identity(self) -> str:
+        """A random name of this state folder, by which a Docker daemon that serves several knows what is whose."""
+        path = self.private / "identity"
+        with self.lock("identity"):
+            if not path.exists():
+                path.write_text(secrets.token_hex(8))
+            return path.read_text()
+
+    @property
     def drops_user(self) -> bool:
         """Whether sandboxes run as another user than this process."""
         return self.uid != os.geteuid()

@@ -19,9 +19,7 @@ class Member:
     link: bool = False
 
 
-def packed(
-    members: Iterable[Member], uid: int = 0, gid: int = 0, folders: Iterable[str] = (), folder_mode: int = 0o755
-) -> bytes:
+def packed(members: Iterable[Member], uid: int = 0, gid: int = 0, folders: Iterable[str] = (), folder_mode: int = 0o755) -> bytes:
     """Return a tar with ``folders`` (made if missing) and ``members``; their parents are made by whoever unpacks it."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:

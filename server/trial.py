@@ -75,6 +75,11 @@ class Trial:
     stage: str = "waiting"
     ending: anyio.Lock = field(default_factory=anyio.Lock)
     ended: anyio.Event = field(default_factory=anyio.Event)
+    judged: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the submission under way was judged, as the whole trial or as a step of it."""
+    step: int = 0
+    news: str = ""
+    """What the agent must hear of a step that was judged, before it can submit the next."""
     timings: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -1,11 +1,12 @@
 """What happened in one trial, as events: every tool call and the end of every command, long texts as blobs."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from server.outputs import Output
-from server.records import Event
+from server.records import Event, Verdict
 from server.sandboxes.base import CommandResult
 from server.workspaces import CommandError, RunningCommand
 
@@ -94,6 +95,20 @@ class TrialLog:
             )
         command.done.set()
         return command
+
+    def step_ended(self, number: int, verdict: Verdict) -> None:
+        """Record how a step that is not the last was judged."""
+        detail = dataclasses.asdict(verdict)
+        self._store.add_event(Event(self._trial, time.time(), "step", str(number), f"reward {verdict.reward}", 0, {}, detail))
+
+    def steps(self) -> list[Mapping[str, float]]:
+        """Return the rewards by name of the steps that were judged, in order."""
+        return [event.detail["rewards"] for event in self._store.events(self._trial) if event.kind == "step"]
+
+    def step_is_news(self) -> bool:
+        """Say whether a step was judged and the agent did not hear of it: it has made no call since."""
+        kinds = [event.kind for event in self._store.events(self._trial) if event.kind in ("step", "call")]
+        return bool(kinds) and kinds[-1] == "step"
 
     def acted(self) -> bool:
         """Say whether the agent ever tried to change anything: looking is not acting, nor is asking whether it may begin."""

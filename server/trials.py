@@ -34,11 +34,13 @@ from server.trial import (
     new_record,
 )
 from server.trial_log import TrialLog
+from server.verifiers.base import Submission
 from server.verifiers.judging import judge
+from server.verifiers.steps import combined, next_step
 from server.workspaces import Workspace
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
-from tasks.model import Task
+from tasks.model import HarborTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +215,9 @@ class Trials:
             raise HeldElsewhereError
         trial.record = services.store.find_trial(trial_id) or record
         trial.timings = dict(trial.record.timings)
+        trial.step = len(trial.log.steps())
+        if trial.step and isinstance(task, HarborTask) and trial.log.step_is_news():
+            trial.news = step_news(task, trial.step)
         if trial.over:
             self._release(trial)
         elif not record.ready_at and time.time() > record.created_at + _UNREADY_S:
@@ -264,7 +269,7 @@ class Trials:
         """
         services = await self.services()
         async with trial.ending:
-            if trial.over or trial.record.state == "submitted":
+            if trial.over or trial.record.state == "submitted" or trial.news:
                 return
             if trial.workspace is None or trial.environment is None:
                 raise StillBuildingError(self.building(trial))
@@ -287,6 +292,7 @@ class Trials:
             trial.record = services.store.update_trial(
                 trial.id, state="submitted", patch=patch.digest, submitted_by=by, timings=trial.timings
             )
+            trial.judged = anyio.Event()
             self._background.start_soon(self._guarded, self._judge, trial, patch)
 
     async def close(self, trial: Trial) -> None:
@@ -305,12 +311,13 @@ class Trials:
     async def _judge(self, trial: Trial, patch: Patch) -> None:
         services, started = self._opened, time.monotonic()
         try:
-            # The patch is kept: what else the agent left must not take the room that judging needs.
-            await self._clear(trial)
+            if self._kept_for(trial):
+                # The patch is kept: what else the agent left must not take the room that judging needs.
+                await self._clear(trial)
             environment = trial.environment
             if environment is None:
                 environment = await build_environment(trial.task, services.bench, lambda _: None)
-            verdict = await judge(trial.task, environment, patch, services.bench)
+            verdict = await judge(trial.task, environment, Submission(patch, trial.id, trial.step), services.bench)
         except SeaTrialError as error:
             self._end(trial, None, state="error", error_class=_class_of(error), error=str(error))
         except Exception as error:
@@ -318,14 +325,46 @@ class Trials:
             self._end(trial, None, state="error", error_class="internal", error=repr(error)[:500])
         else:
             trial.timings["verify"] = round(time.monotonic() - started, 3)
+            if (following := next_step(trial.task, trial.step, verdict)) is not None:
+                await self._go_on(trial, following, verdict)
+                return
+            verdict = combined(trial.task, trial.log.steps(), verdict)
             flags = (*verdict.flags, *(() if trial.log.acted() else ("agent_never_acted",)))
             self._end(trial, verdict, state="done", reward=verdict.reward, flags=flags)
 
+    def _kept_for(self, trial: Trial) -> bool:
+        """Say whether nothing of the workspace is needed any more once its patch is taken."""
+        task = trial.task
+        return not isinstance(task, HarborTask) or (
+            trial.step + 1 == len(task.harbor.steps) and task.harbor.assurance != "in-place"
+        )
+
+    async def _go_on(self, trial: Trial, following: int, verdict: Verdict) -> None:
+        """Let the agent go on with the next step, in the same workspace."""
+        assert isinstance(trial.task, HarborTask)
+        step = trial.task.harbor.steps[following]
+        trial.log.step_ended(trial.step, verdict)
+        trial.step = following
+        now = time.time()
+        trial.record = self._opened.store.update_trial(
+            trial.id, state="open", submitted_by="", deadline_at=now + step.agent_timeout_s
+        )
+        if trial.workspace is None:  # its server died while it was judged
+            await self._prepare(trial, self._opened)
+        if trial.workspace is not None:
+            await trial.workspace.place.begin_step(following)
+            trial.workspace.thaw()
+        trial.news = step_news(trial.task, following)
+        trial.judged.set()
+        self._background.start_soon(self._guarded, self._expire, trial)
+
     async def _expire(self, trial: Trial) -> None:
         """Submit the trial when its time is up."""
+        step = trial.step
         with anyio.move_on_after(max(0, trial.record.deadline_at - time.time())):
             await trial.ended.wait()
-        if not trial.over:
+        if not trial.over and trial.step == step:
+            trial.news = ""
             await self.submit(trial, "time")
 
     def _end(self, trial: Trial, verdict: Verdict | None, **changes: object) -> None:
@@ -333,6 +372,7 @@ class Trials:
         trial.record = self._opened.store.end_trial(trial.id, verdict, timings=trial.timings, **changes)
         trial.workspace = None
         trial.ended.set()
+        trial.judged.set()
         self._background.start_soon(self._guarded, self._remove, trial)
 
     async def _remove(self, trial: Trial) -> None:
@@ -371,6 +411,11 @@ class Trials:
                     with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one
                         self._trials[record.id] = await self._take_up(record.id, "", services)
         await to_thread.run_sync(services.reap)
+        if services.made_containers:
+            from server import container_life  # loads the Docker SDK
+
+            async with self._finding:
+                await container_life.reap(services.bench, services.is_over)
 
     async def suspend_all(self) -> None:
         """Stop every sandbox, keep every trial; one that fails to stop does not keep the others running."""
@@ -398,6 +443,15 @@ async def open_trials(settings: Settings) -> AsyncGenerator[Trials]:
             with anyio.CancelScope(shield=True):
                 await trials.suspend_all()
             background.cancel_scope.cancel()
+
+
+def step_news(task: HarborTask, number: int) -> str:
+    """Return what an agent is told when it goes on with a step."""
+    step = task.harbor.steps[number]
+    return (
+        f"step {number} of {len(task.harbor.steps)} was judged; go on with the next in the same workspace, then submit again."
+        f"\n\n{step.instruction.strip()}\n\nYou have {step.agent_timeout_s / 60:.0f} minutes from now."
+    )
 
 
 def _class_of(error: SeaTrialError) -> str:

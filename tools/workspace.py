@@ -152,7 +152,11 @@ async def submit(ctx: TrialContext, workspace_id: WorkspaceId, wait_s: Wait = 45
     except StillBuildingError as building:
         return str(building)
     with anyio.move_on_after(wait_s):
-        await trial.ended.wait()
+        if not trial.news and not trial.over:
+            await trial.judged.wait()
+    if trial.news and trial.record.state == "open":
+        news, trial.news = trial.news, ""
+        return bounded(news, "get_task shows all of the instruction.")
     return _result(trials, trial)
 
 
@@ -168,7 +172,11 @@ def _result(trials: Trials, trial: Trial) -> str:
     resolved = record.reward == 1.0
     verdict = trials.verdict(trial)
     text = "resolved" if resolved else "not resolved"
-    if verdict is not None:
+    if verdict is not None and verdict.rewards:
+        text += f"\nreward {verdict.reward:g}, from 0 to 1, as the task's own tests gave it."
+    elif verdict is not None and verdict.assurance in ("compat", "in-place"):
+        text += f"\nreward {verdict.reward:g}: the task's own tests did not come to a result."
+    elif verdict is not None:
         text += (
             f"\nreward {verdict.reward}: {verdict.fail_to_pass[0]} of {verdict.fail_to_pass[1]} tests of the requested change "
             f"and {verdict.pass_to_pass[0]} of {verdict.pass_to_pass[1]} other tests passed."

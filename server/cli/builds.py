@@ -11,7 +11,7 @@ from server.cli.display import Board, open_board, write_failure, write_json, wri
 from server.doctor import refusal
 from server.environments import build_environment, on_docker
 from server.services import open_bench
-from server.settings import Settings
+from server.settings import Settings, with_sandbox
 from server.state import State, open_state
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
@@ -31,9 +31,9 @@ class Built:
     error: str
 
 
-def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
+def build_tasks(task_ids: Sequence[str], sandbox: str = "", *, as_json: bool) -> int:
     """Build the named tasks, or all; one that fails does not stop the others, but makes the code 1."""
-    settings = Settings.from_environment()
+    settings = with_sandbox(Settings.from_environment(), sandbox)
     catalog = load_catalog(settings.tasks)
     wanted = chosen(catalog, task_ids)
     check_machine(settings, wanted)

@@ -112,6 +112,10 @@ def _one_of(value: str, known: Iterable[str]) -> str:
     return value
 
 
+def _backend(value: str) -> str:
+    return _one_of(value, ("local", "docker", "auto")) if value else ""
+
+
 def _printable(value: str) -> str:
     if not value.isprintable():
         raise typer.BadParameter("it holds control characters.")
@@ -155,11 +159,15 @@ def tasks_show(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: J
 
 
 @task_commands.command("build")
-def tasks_build(task_ids: Ids = None, as_json: Json = False) -> None:
+def tasks_build(
+    task_ids: Ids = None,
+    sandbox: Annotated[str, typer.Option("--sandbox", metavar="local|docker|auto", callback=_backend, help="Where.")] = "",
+    as_json: Json = False,
+) -> None:
     """Fetch and set up what tasks need; afterwards they work with the network off."""
     from server.cli.builds import build_tasks
 
-    raise typer.Exit(build_tasks(task_ids or [], as_json=as_json))
+    raise typer.Exit(build_tasks(task_ids or [], sandbox, as_json=as_json))
 
 
 @app.command("run")
@@ -168,13 +176,14 @@ def run_trials(
     task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
     repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,
     concurrency: Annotated[int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")] = 0,
+    sandbox: Annotated[str, typer.Option("--sandbox", metavar="local|docker|auto", callback=_backend, help="Where.")] = "",
     job: Annotated[str, typer.Option("--job", callback=_printable, help="A name for the results; default: the time.")] = "",
     as_json: Json = False,
 ) -> None:
     """Run a reference agent: a real client that starts the real server and uses its tools."""
     from server.cli.runs import Wanted, run_agents
 
-    raise typer.Exit(run_agents(Wanted([agent], task_ids, repetitions, concurrency, job), as_json=as_json))
+    raise typer.Exit(run_agents(Wanted([agent], task_ids, repetitions, concurrency, job, sandbox), as_json=as_json))
 
 
 @app.command()

@@ -17,8 +17,8 @@ from clients.runs import Score, Work, plans, run_trials, scores
 from clients.scripted import Launch, TrialPlan, TrialRun
 from server.cli.builds import Built, build_all, check_machine, chosen, write_not_built
 from server.cli.display import Board, open_board, shown_reward, write_failure, write_json, write_line, write_table
-from server.gold import gold_change
-from server.settings import Settings, inherited_environment
+from server.gold import gold_script
+from server.settings import Settings, inherited_environment, with_sandbox
 from server.state import State, open_state
 from server.store import open_store
 from tasks.catalog import load_catalog
@@ -36,6 +36,7 @@ class Wanted:
     repetitions: int = 1
     concurrency: int = 0
     job: str = ""
+    sandbox: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def play(wanted: Wanted) -> Finished:
         UnknownTaskError: there is no such task.
         UnusableError: no sandbox can work here.
     """
-    settings = Settings.from_environment()
+    settings = with_sandbox(Settings.from_environment(), wanted.sandbox)
     tasks = chosen(load_catalog(settings.tasks), wanted.tasks)
     check_machine(settings, tasks)
     state = open_state(settings)
@@ -74,7 +75,7 @@ def play(wanted: Wanted) -> Finished:
         built = anyio.run(build_all, tasks, settings, state, board)
         failed = [one for one in built if one.error]
         ready = [task for task in tasks if task.id not in {one.task for one in failed}]
-        work = [Work(task.id, gold_change(task, state) if "oracle" in wanted.agents else ()) for task in ready]
+        work = [Work(task.id, gold_script(task, settings, state) if "oracle" in wanted.agents else ()) for task in ready]
         planned = list(plans(work, wanted.agents, repetitions=wanted.repetitions, job=job))
         places = wanted.concurrency or fitting(ready)
         runs = anyio.run(_run, planned, launch(settings), places, board)
@@ -84,7 +85,7 @@ def play(wanted: Wanted) -> Finished:
 
 def launch(settings: Settings) -> Launch:
     """Return how to start our server from anywhere, with the settings of this process."""
-    environment = inherited_environment() | {"SEATRIAL_STATE": str(settings.state)}
+    environment = inherited_environment() | {"SEATRIAL_STATE": str(settings.state), "SEATRIAL_SANDBOX": settings.sandbox}
     return Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
 
 

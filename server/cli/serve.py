@@ -69,6 +69,7 @@ def settings_of(arguments: Sequence[str]) -> Settings:
         tasks=_folders(given.tasks) or settings.tasks,
         reveal=given.reveal or settings.reveal,
         containment=given.containment or settings.containment,
+        sandbox=given.sandbox or settings.sandbox,
         assignment=Assignment(
             task=given.task,
             job=given.job,
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=_name, default="", help="the model that the agent uses")
     add("--reveal", choices=("counts", "none"), help="what submit tells the agent (default: counts)")
     add("--containment", choices=("open", "sealed"), help="what else the agent can reach (default: open)")
+    add("--sandbox", choices=("local", "docker", "auto"), help="where tasks run (default: auto)")
     add("--state", default="", metavar="FOLDER", help="the state folder (default: SEATRIAL_STATE, or a standard place)")
     add("--tasks", action="append", metavar="FOLDER", help=_TASKS)
     return parser
