@@ -103,7 +103,7 @@ async def set_up(fresh: Path, task: PytestTask, snapshot: Snapshot, tools: Tools
         python=tools.interpreter.inside,
         limits=limits_of(task),
     )
-    log = _Log(state.private / "logs" / f"build-{task.id}.log")
+    log = Log(state.private / "logs" / f"build-{task.id}.log")
     async with _background() as background:
         async with open_sandbox(machine, host, background, f"build-{fresh.name[-8:]}") as sandbox:
             report(f"installing {len(wheels)} packages" if wheels else "setting up")
@@ -140,19 +140,29 @@ async def _background() -> AsyncGenerator[TaskGroup]:
         raise failure
 
 
-def _lay_out_kit(kit: Path, task: PytestTask, wheels: Sequence[Path]) -> None:
-    """Collect what the setup sandbox reads: wheels, pip, the requirements and the task's own environment folder."""
-    (kit / "wheels").mkdir()
-    for wheel in wheels:
-        shutil.copyfile(wheel, kit / "wheels" / wheel.name)
+def kit_files(task: PytestTask, wheels: Sequence[Path]) -> dict[str, Path]:
+    """Return what a setup reads, by its path in the kit: wheels, pip, the requirements and the task's own setup."""
     spec = importlib.util.find_spec("pip")
     if spec is None or not spec.submodule_search_locations:
         raise BuildError("The package pip is missing beside seatrial. Install seatrial again: it depends on pip.")
-    shutil.copytree(spec.submodule_search_locations[0], kit / "pip" / "pip", ignore=shutil.ignore_patterns("__pycache__"))
+    kit = {"pip/pip": Path(spec.submodule_search_locations[0]), **{f"wheels/{wheel.name}": wheel for wheel in wheels}}
     if task.facts.environment.requirements:
-        shutil.copyfile(task.folder / task.facts.environment.requirements, kit / "requirements.txt")
+        kit["requirements.txt"] = task.folder / task.facts.environment.requirements
     if task.facts.environment.setup:
-        shutil.copyfile(task.folder / task.facts.environment.setup, kit / "setup.sh")
+        kit["setup.sh"] = task.folder / task.facts.environment.setup
+    return kit
+
+
+def _lay_out_kit(kit: Path, task: PytestTask, wheels: Sequence[Path]) -> None:
+    """Collect what the setup sandbox reads, readable by its user."""
+    (kit / "wheels").mkdir()
+    for name, source in kit_files(task, wheels).items():
+        target = kit / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
     for path in (kit, *kit.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -173,7 +183,7 @@ def _steps(task: PytestTask, wheels: bool) -> list[tuple[str, list[str]]]:
     return steps
 
 
-async def _step(sandbox: Sandbox, step: tuple[str, list[str]], log: "_Log", task: PytestTask) -> None:
+async def _step(sandbox: Sandbox, step: tuple[str, list[str]], log: "Log", task: PytestTask) -> None:
     what, argv = step
     env = {**AGENT_ENV, "PYTHONPATH": "/opt/kit/pip"} if "pip" in argv else AGENT_ENV
     cwd = WORKDIR if "/opt/kit/setup.sh" in argv else "/"  # our own steps must import nothing of the repository
@@ -188,7 +198,7 @@ def _ended(result: CommandResult) -> str:
     return f"no end after {SETUP_TIMEOUT_S:.0f} s" if result.timed_out else f"exit code {result.exit_code}"
 
 
-class _Log:
+class Log:
     """What a setup printed, bounded, in a file for whoever has to mend it."""
 
     def __init__(self, path: Path) -> None:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 
 from server.bench import Bench
 from server.container_life import LOGS, ComposeError, Role, labels_of, spec_of
+from server.docker_builds import build_release, find_release
 from server.docker_places import DockerPlace, Plan
 from server.images import Image, build_image, find_image
-from server.places import Place, Report
+from server.places import Environment, Place, Report
 from server.sandboxes.base import Limits
 from server.tars import packed_folder
 from tasks.container import ContainerFacts, Step
 from tasks.errors import SeaTrialError
-from tasks.model import HarborTask, Task
+from tasks.model import HarborTask, PytestTask, Task
 
 FORMAT = "1"
 
@@ -64,8 +65,10 @@ class HarborEnvironment:
         return DockerPlace(Plan(spec, network, roots, folders, uploads, facts.container.healthcheck), bench)
 
 
-async def find_environment(task: Task, bench: Bench) -> HarborEnvironment | None:
+async def find_environment(task: Task, bench: Bench) -> Environment | None:
     """Return the environment of ``task`` if the daemon has its images."""
+    if isinstance(task, PytestTask):
+        return await find_release(task, bench)
     assert isinstance(task, HarborTask)
     facts = task.harbor
     image = await find_image(task, facts.container.image, bench)
@@ -78,13 +81,15 @@ async def find_environment(task: Task, bench: Bench) -> HarborEnvironment | None
     return _checked(HarborEnvironment(task, image, tuple(verifiers))) if image is not None else None
 
 
-async def build_environment(task: Task, bench: Bench, report: Report) -> HarborEnvironment:
+async def build_environment(task: Task, bench: Bench, report: Report) -> Environment:
     """Build or pull the images of ``task``.
 
     Raises:
         BuildError, DockerError: an image cannot be had.
         ComposeError, WorkdirError: the task cannot run here.
     """
+    if isinstance(task, PytestTask):
+        return await build_release(task, bench, report)
     assert isinstance(task, HarborTask)
     if task.harbor.container.compose:
         raise ComposeError(f"{task.id}: {task.harbor.container.compose} has more services than main; only main can be run here.")

@@ -44,6 +44,8 @@ class Plan:
     uploads: Mapping[int, bytes] = field(default_factory=dict)
     """By step: a tar put into the workdir before the step begins."""
     healthcheck: Healthcheck | None = None
+    base: str = "/"
+    """What the paths of patches are relative to; every root lies below it."""
     shell: str = "/bin/bash"
 
 
@@ -96,8 +98,9 @@ class DockerPlace:
             raise SandboxError("The workspace's container is gone: somebody removed it from outside. Open another workspace.")
         await containers.kill(daemon, container)
         dropped: list[str] = []
+        base = self._plan.base.strip("/")
         found = await self._found(daemon, container, dropped)
-        return keep(found, dropped, blobs)
+        return keep([replace(one, path=one.path.removeprefix(base).lstrip("/")) for one in found], dropped, blobs)
 
     def differences(self) -> Iterator[Found]:
         """See `Place.differences`."""

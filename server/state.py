@@ -118,6 +118,11 @@ class State:
         finally:
             os.close(fd)
 
+    def unlock(self, name: str, held: int) -> None:
+        """Free a lock that `try_lock` gave, for good: its name is not used again."""
+        (self.private / "locks" / name).unlink(missing_ok=True)
+        os.close(held)
+
     def try_lock(self, name: str) -> int | None:
         """Take the named lock if it is free and return the descriptor that holds it (close it to free), else None."""
         fd = os.open(self.private / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -171,7 +171,7 @@ def tasks_build(
 
 
 @app.command("run")
-def run_trials(
+def run_trials(  # noqa: PLR0913 - a command's options
     agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", callback=_agent, help="The reference agent.")],
     task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
     repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,

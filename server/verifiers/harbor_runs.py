@@ -1,7 +1,7 @@
 """One run of a Harbor verifier: a fresh container, the submission put over it, ``test.sh``, and what it left."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -10,13 +10,13 @@ import anyio
 from server.bench import Bench
 from server.container_life import LOGS, Role, healthy, labels_of, networked, spec_of
 from server.docker_environments import HarborEnvironment
-from server.patches import Change, Patch
+from server.patches import Patch
 from server.sandboxes import containers
 from server.sandboxes.base import CommandResult, SandboxDiedError
 from server.sandboxes.containers import ContainerSpec
 from server.sandboxes.daemon import Daemon, DockerError
-from server.tars import Member, packed, packed_folder, unpacked
-from server.verifiers.base import VerifierError
+from server.tars import packed, packed_folder, unpacked
+from server.verifiers.patching import as_root, put_patch
 from server.verifiers.rewards import Rewards, read_rewards
 from tasks.container import Network, Step
 from tasks.model import HarborTask
@@ -47,6 +47,12 @@ class Course:
     @property
     def step(self) -> Step:
         return self.task.harbor.steps[self.number]
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """What the container gets of a submission: of a separate one the workdir is no part."""
+        roots, separate = self.environment.roots(self.step), self.step.verifier.separate
+        return roots if separate is None else tuple(root for root in roots if root != self.environment.workdir)
 
     @property
     def network(self) -> Network:
@@ -94,7 +100,8 @@ async def attempt(course: Course, patch: Patch, stack: AsyncExitStack, *, solve:
     if check is not None:
         await healthy(daemon, container, check, spec.workdir)
     if not course.trial:
-        await put_patch(daemon, container, spec, course, patch)
+        ids = await _ids(daemon, container, course.step.user or spec.user)
+        await put_patch(daemon, container, patch, course.bench.blobs, course.roots, ids)
     if solve:
         await _solve(daemon, container, spec, course, run)
     await _lay_out(daemon, container, course)
@@ -122,48 +129,6 @@ def _spec(course: Course) -> ContainerSpec:
     return spec_of(separate, image, role, course.bench)
 
 
-async def put_patch(daemon: Daemon, container: str, spec: ContainerSpec, course: Course, patch: Patch) -> None:
-    """Put a submission over a container in which nothing of it has run; a separate verifier gets the artifacts alone."""
-    roots = course.environment.roots(course.step)
-    if course.step.verifier.separate is not None:
-        roots = tuple(root for root in roots if root != course.environment.workdir)
-    changes = [change for change in patch.changes if any(_below("/" + change.path, root) for root in roots)]
-    deleted = ["/" + change.path for change in changes if change.kind == "deleted"]
-    for at in range(0, len(deleted), 200):
-        await _as_root(daemon, container, ["rm", "-rf", "--", *deleted[at : at + 200]])
-    uid, gid = await _ids(daemon, container, course.step.user or spec.user)
-    kept = [change for change in changes if change.kind != "deleted"]
-    files = {change.path for change in kept}
-    for path in files:
-        parts = path.split("/")
-        if any("/".join(parts[:depth]) in files for depth in range(1, len(parts))):
-            raise VerifierError(f"{path[:200]!r} lies below what the same patch says is a file.")
-    members = (
-        Member(change.path, course.bench.blobs.get(change.sha256), change.executable, change.kind == "link") for change in kept
-    )
-    replaced = ["/" + change.path for change in kept]
-    for at in range(0, len(replaced), 200):  # what is a folder in the image must not stay below a file of the submission
-        await _as_root(daemon, container, ["rm", "-rf", "--", *replaced[at : at + 200]])
-    if kept:
-        await containers.put(daemon, container, "/", packed(members, uid, gid, _parents(kept, roots)))
-
-
-def _parents(kept: Iterable[Change], roots: Sequence[str]) -> list[str]:
-    """Return the folders that new files of the submission lie in, below its roots, so that their owner is the agent's."""
-    found = set()
-    for change in kept:
-        parts = change.path.split("/")[:-1]
-        for depth in range(1, len(parts) + 1):
-            folder = "/".join(parts[:depth])
-            if any(_below("/" + folder, root) and "/" + folder != root.rstrip("/") for root in roots):
-                found.add(folder)
-    return sorted(found)
-
-
-def _below(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
-
-
 async def _ids(daemon: Daemon, container: str, user: str) -> tuple[int, int]:
     said = bytearray()
     await containers.execute(
@@ -180,36 +145,25 @@ async def _ids(daemon: Daemon, container: str, user: str) -> tuple[int, int]:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
 
 
-async def _as_root(daemon: Daemon, container: str, argv: list[str]) -> None:
-    said = bytearray()
-    result = await containers.execute(
-        daemon, container, argv, env={}, user=_ROOT, cwd="/", timeout_s=_SETUP_S, on_output=lambda _, data: said.extend(data)
-    )
-    if result.exit_code != 0:
-        raise VerifierError(
-            f"The verifier's container could not be made ready ({argv[0]}): {said[-300:].decode(errors='replace')}"
-        )
-
-
 async def _lay_out(daemon: Daemon, container: str, course: Course) -> None:
     """Make /tests, /solution and the log folders anew, then put the tests in."""
     in_image = course.step.verifier.tests_in_image
     wiped = ["/logs/verifier", "/solution", *([] if in_image else ["/tests"])]
-    await _as_root(daemon, container, ["rm", "-rf", "--", *wiped])
+    await as_root(daemon, container, ["rm", "-rf", "--", *wiped])
     made = packed((), folders=["tests", "logs"]) if not in_image else packed((), folders=["logs"])
     await containers.put(daemon, container, "/", made)
     await containers.put(daemon, container, "/", packed((), folders=[path.strip("/") for path in LOGS], folder_mode=0o777))
     if not in_image:
         for folder in course.step.tests:
             await containers.put(daemon, container, "/tests", packed_folder(course.task.folder / folder))
-        await _as_root(daemon, container, ["chmod", "+x", f"/tests/{course.step.script}"])
+        await as_root(daemon, container, ["chmod", "+x", f"/tests/{course.step.script}"])
 
 
 async def _solve(daemon: Daemon, container: str, spec: ContainerSpec, course: Course, run: Attempt) -> None:
     """Run the task's own solution as its author does."""
     tar = packed_folder(course.task.folder / course.step.solution, "solution")
     await containers.put(daemon, container, "/", tar)
-    await _as_root(daemon, container, ["chmod", "-R", "a+rX", "/solution"])
+    await as_root(daemon, container, ["chmod", "-R", "a+rX", "/solution"])
     env = resolved(course.task.harbor.solution_env, course.bench.settings.variables, "solution.env")
     await containers.execute(
         daemon,
@@ -282,6 +236,6 @@ async def _reward_files(daemon: Daemon, container: str) -> dict[str, bytes | Non
 async def _rewritten(daemon: Daemon, container: str) -> bool:
     """Say whether something that outlived ``test.sh`` writes rewards: they are taken away, and must stay away."""
     names = [f"/logs/verifier/{name}" for name in ("reward.json", "reward.txt")]
-    await _as_root(daemon, container, ["rm", "-rf", "--", *names])
+    await as_root(daemon, container, ["rm", "-rf", "--", *names])
     await anyio.sleep(_GRACE_S)
     return bool(await _reward_files(daemon, container))

@@ -36,7 +36,7 @@ def test_trials_are_planned_task_by_task_and_only_the_oracle_is_told_the_change(
     assert [(plan.task, plan.agent, plan.repetition) for plan in planned] == [
         (task, agent, repetition) for task in "ab" for agent in ("oracle", "nop") for repetition in (1, 2)
     ]
-    assert {plan.agent for plan in planned if plan.changes} == {"oracle"}
+    assert {plan.agent for plan in planned if plan.script} == {"oracle"}
 
 
 @pytest.mark.anyio
