@@ -58,7 +58,9 @@ def _what(problem: ErrorDetails, keys: Sequence[str]) -> str:
     if kind == "union_tag_invalid":
         return f"has kind {_shown((problem.get('ctx') or {}).get('tag'))}; it can be 'pypi' or 'directory'. Correct it."
     hint = HINTS.get(key, "") if kind in ("string_pattern_mismatch", "string_too_long") else ""
-    rule = hint or problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).replace("must be a valid", "must be a", 1)
+    rule = hint or problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).replace(
+        "must be a valid", "must be a", 1
+    )
     return f"{rule}, but is {_shown(problem['input'])}. Correct it."
 
 
