@@ -1,6 +1,7 @@
 """Say in plain words what pydantic found wrong in a task file."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,11 @@ HINTS = {
     "title": "must be one line of at most 300 characters",
     "language": "must be one line of at most 300 characters",
     "difficulty": "must be one line of at most 300 characters",
+    "workdir": "must be an absolute path",
+    "working_dir": "must be an absolute path",
+    "docker_image": "must be the name of an image, without spaces",
+    "user": "must be a user's name or number",
+    "string_pattern_mismatch": "must be without control characters and whatever else has no place there",
 }
 MAX_SHOWN = 5
 
@@ -57,10 +63,9 @@ def _what(problem: ErrorDetails, keys: Sequence[str]) -> str:
         return "needs a key 'kind': 'pypi' or 'directory'. Add it."
     if kind == "union_tag_invalid":
         return f"has kind {_shown((problem.get('ctx') or {}).get('tag'))}; it can be 'pypi' or 'directory'. Correct it."
-    hint = HINTS.get(key, "") if kind in ("string_pattern_mismatch", "string_too_long") else ""
-    rule = hint or problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).replace(
-        "must be a valid", "must be a", 1
-    )
+    hint = HINTS.get(key, HINTS.get(kind, "")) if kind in ("string_pattern_mismatch", "string_too_long") else ""
+    rule = hint or problem["msg"].removeprefix("Value error, ")
+    rule = re.sub(r"^\w+ should", "must", rule, count=1).replace("must be a valid", "must be a", 1)
     return f"{rule}, but is {_shown(problem['input'])}. Correct it."
 
 
