@@ -1,6 +1,13 @@
 """The bases of everything that is read from a task folder."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_AGENT_TIMEOUT_S = 3600.0
+
+Line = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
 
 
 class Facts(BaseModel):
