@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import anyio
 
@@ -20,9 +20,6 @@ from server.sandboxes.egress import open_egress
 from tasks.container import ContainerFacts, Healthcheck, Network
 from tasks.errors import SeaTrialError
 from tasks.templates import resolved
-
-if TYPE_CHECKING:
-    from docker import APIClient
 
 STATE_LABEL, ROLE_LABEL, LOCK_LABEL = "seatrial.state", "seatrial.role", "seatrial.lock"
 """Labels of everything we make: whose it is, what for, and the lock that its owner holds."""
@@ -176,8 +173,8 @@ async def reap(bench: Bench, over: Callable[[str], bool]) -> None:
         if held is not None:
             os.close(held)
             name = volume["Name"]
-            await daemon.call(partial(_remove_volume, name))
+            await daemon.find(partial(_remove_volume, name))
 
 
-def _remove_volume(name: str, api: "APIClient") -> None:
+def _remove_volume(name: str, api: Any) -> None:
     api.remove_volume(name, force=True)

@@ -10,9 +10,7 @@ import secrets
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anyio import to_thread
 from packaging.specifiers import SpecifierSet
@@ -30,9 +28,6 @@ from server.sandboxes.daemon import Daemon
 from server.snapshots import Snapshot, build_snapshot, build_truth, find_snapshot, find_truth
 from tasks.container import Network
 from tasks.model import PytestTask
-
-if TYPE_CHECKING:
-    from docker import APIClient
 
 FORMAT = "1"
 UID = 1000
@@ -74,7 +69,7 @@ async def find_release(task: PytestTask, bench: Bench) -> ReleaseEnvironment | N
         return None
     digest = _digest(task, snapshot, base)
     daemon = await bench.docker.daemon()
-    image = await daemon.call(partial(_image_id, _tag(task, digest)))
+    image = await _image_id(daemon, _tag(task, digest))
     return ReleaseEnvironment(task, digest, image, base, snapshot) if image else None
 
 
@@ -109,7 +104,7 @@ async def build_release(task: PytestTask, bench: Bench, report: Report) -> Relea
             await containers.remove(daemon, container)
     finally:
         state.unlock(lock, held)
-    image = await daemon.call(partial(_image_id, _tag(task, digest)))
+    image = await _image_id(daemon, _tag(task, digest))
     if not image:
         raise BuildError(f"Task {task.id}: the image that was just made is not there. Was it removed meanwhile?")
     report("ready")
@@ -212,19 +207,15 @@ async def _base(bench: Bench) -> str:
             "SEATRIAL_DOCKER_BASE=python:3.12 (docker pull python:3.12), or use --sandbox local."
         )
     daemon = await bench.docker.daemon()
-    found = await daemon.call(partial(_image_id, name))
+    found = await _image_id(daemon, name)
     if not found:
         raise BuildError(f"The base image {name} (SEATRIAL_DOCKER_BASE) is not there. Run: docker pull {name}")
     return found
 
 
-def _image_id(name: str, api: "APIClient") -> str:
-    from docker.errors import ImageNotFound
-
-    try:
-        return str(api.inspect_image(name)["Id"])
-    except ImageNotFound:
-        return ""
+async def _image_id(daemon: Daemon, name: str) -> str:
+    found = await daemon.find(lambda api: api.inspect_image(name))
+    return str(found["Id"]) if found is not None else ""
 
 
 def _tag(task: PytestTask, digest: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from anyio import from_thread
 
@@ -20,9 +20,6 @@ from server.sandboxes.daemon import Daemon
 from server.sandboxes.docker import open_sandbox
 from server.tars import Member, packed, unpacked
 from tasks.container import Healthcheck, Network
-
-if TYPE_CHECKING:
-    from docker import APIClient
 
 _FOLDER, _LINK = 1 << 31, 1 << 27
 """Bits of Go's os.FileMode, in which Docker tells what a path is."""
@@ -54,12 +51,13 @@ class DockerPlace:
 
     def __init__(self, plan: Plan, bench: Bench) -> None:
         self._plan, self._bench = plan, bench
-        self._shell, self._egress = plan.shell, dict[str, str]()
+        self._shell = plan.shell
+        self._egress: Mapping[str, str] = {}
 
     @property
     def habits(self) -> Habits:
         """See `Place.habits`."""
-        return Habits(self._plan.spec.workdir, self._shell, _ENV | self._egress, "grep", told(self._plan.network))
+        return Habits(self._plan.spec.workdir, self._shell, {**_ENV, **self._egress}, "grep", told(self._plan.network))
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Sandbox]:
@@ -76,7 +74,7 @@ class DockerPlace:
 
     async def _container(self, daemon: Daemon) -> str:
         """Return the container, made if it is not there; it may be running, left by a dead server."""
-        if found := await daemon.call(partial(_find, self._plan.spec.name)):
+        if found := await _find(daemon, self._plan.spec.name):
             return found
         container = await containers.create(daemon, self._plan.spec)
         try:
@@ -93,7 +91,7 @@ class DockerPlace:
     async def patch(self, blobs: Blobs) -> Patch:
         """See `Place.patch`."""
         daemon = await self._bench.docker.daemon()
-        container = await daemon.call(partial(_find, self._plan.spec.name))
+        container = await _find(daemon, self._plan.spec.name)
         if container is None:
             raise SandboxError("The workspace's container is gone: somebody removed it from outside. Open another workspace.")
         await containers.kill(daemon, container)
@@ -108,7 +106,7 @@ class DockerPlace:
 
     async def _differences(self) -> list[Found]:
         daemon = await self._bench.docker.daemon()
-        container = await daemon.call(partial(_find, self._plan.spec.name))
+        container = await _find(daemon, self._plan.spec.name)
         if container is None:
             return []
         found = await self._found(daemon, container, [])
@@ -137,9 +135,9 @@ class DockerPlace:
             if kind == "deleted"
         ]
         for path, member in members.items():
-            kind = cast(Kind, "link" if member.link else "file")
+            now: Kind = "link" if member.link else "file"
             before = Before(0, lambda: b"") if changed.get(path) == "changed" else None
-            found.append(Found(path.lstrip("/"), kind, member.executable, len(member.data), before, partial(_data, member)))
+            found.append(Found(path.lstrip("/"), now, member.executable, len(member.data), before, partial(_data, member)))
         return sorted(found, key=lambda one: one.path)
 
     async def begin_step(self, number: int) -> None:
@@ -182,20 +180,15 @@ def _compared(found: Found, before: Member | None, prefix: str) -> Found | None:
     return replace(found, path=path)
 
 
-def _find(name: str, api: "APIClient") -> str | None:
-    from docker.errors import NotFound
-
-    try:
-        found: dict[str, Any] = api.inspect_container(name)
-    except NotFound:
-        return None
-    return str(found["Id"])
+async def _find(daemon: Daemon, name: str) -> str | None:
+    found = await daemon.find(lambda api: api.inspect_container(name))
+    return str(found["Id"]) if found is not None else None
 
 
 async def _contents(daemon: Daemon, container: str, paths: Sequence[str], dropped: list[str]) -> dict[str, Member]:
     """Return the files and symlinks at ``paths`` (absolute); what is neither goes into ``dropped``, folders into nothing."""
     if len(paths) <= _SINGLY:
-        taken = await daemon.call(lambda api: [(path, _taken(api, container, path)) for path in paths])
+        taken = [(path, await daemon.find(partial(_taken, container, path))) for path in paths]
         members = {path: found for path, found in taken if isinstance(found, Member)}
         dropped.extend(path.lstrip("/") for path, found in taken if found == "special")
         return members
@@ -218,14 +211,9 @@ def _folders(paths: Sequence[str]) -> list[str]:
     return sorted(top for top in tops if not any(top != other and top.startswith(other.rstrip("/") + "/") for other in tops))
 
 
-def _taken(api: "APIClient", container: str, path: str) -> Member | str:
-    """Return one path's file or symlink, else what it is: ``folder``, ``special`` or ``gone``."""
-    from docker.errors import NotFound
-
-    try:
-        stream, status = api.get_archive(container, path)
-    except NotFound:
-        return "gone"
+def _taken(container: str, path: str, api: Any) -> Member | str:
+    """Return one path's file or symlink, else what it is: ``folder`` or ``special``."""
+    stream, status = api.get_archive(container, path)
     mode, size = int(status["mode"]), int(status["size"])
     if mode & _FOLDER:
         stream.close()

@@ -33,9 +33,9 @@ def on_docker(task: Task, settings: Settings) -> bool:
 async def find_environment(task: Task, bench: Bench) -> Environment | None:
     """Return the environment of ``task`` if it is built, without building anything."""
     if on_docker(task, bench.settings):
-        from server import docker_environments  # loads the Docker SDK, which only Docker tasks need
+        from server.docker_environments import find_environment as find  # loads the Docker SDK, which only Docker tasks need
 
-        return await docker_environments.find_environment(task, bench)
+        return await find(task, bench)
     assert isinstance(task, PytestTask)
     return await to_thread.run_sync(local_environments.find_environment, task, bench.settings, bench.state)
 
@@ -47,8 +47,8 @@ async def build_environment(task: Task, bench: Bench, report: Report) -> Environ
         SeaTrialError: something cannot be fetched or set up; the text says what.
     """
     if on_docker(task, bench.settings):
-        from server import docker_environments
+        from server.docker_environments import build_environment as build
 
-        return await docker_environments.build_environment(task, bench, report)
+        return await build(task, bench, report)
     assert isinstance(task, PytestTask)
     return await local_environments.build_environment(task, bench.settings, bench.state, report)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.bench import Bench
 from server.builds import BuildError
@@ -14,9 +14,6 @@ from server.places import Report
 from tasks.container import ImageFacts
 from tasks.folders import IGNORED
 from tasks.model import Task
-
-if TYPE_CHECKING:
-    from docker import APIClient
 
 _LOG_BYTES = 4 << 20
 _LAST_LINES = 20
@@ -35,7 +32,11 @@ class Image:
 async def find_image(task: Task, facts: ImageFacts, bench: Bench, role: str = "main") -> Image | None:
     """Return the image if the daemon has it."""
     daemon = await bench.docker.daemon()
-    return await daemon.call(lambda api: _inspected(api, facts.docker_image or tag_of(task, role)))
+    found = await daemon.find(lambda api: api.inspect_image(facts.docker_image or tag_of(task, role)))
+    if found is None:
+        return None
+    config = found.get("Config") or {}
+    return Image(found["Id"], config.get("WorkingDir") or "/", config.get("User") or "")
 
 
 async def build_image(task: Task, facts: ImageFacts, bench: Bench, report: Report, role: str = "main") -> Image:
@@ -66,18 +67,7 @@ def tag_of(task: Task, role: str) -> str:
     return f"seatrial/{task.id.lower()}-{role}:{task.digest[:24]}"
 
 
-def _inspected(api: "APIClient", name: str) -> Image | None:
-    from docker.errors import ImageNotFound
-
-    try:
-        found = api.inspect_image(name)
-    except ImageNotFound:
-        return None
-    config = found.get("Config") or {}
-    return Image(found["Id"], config.get("WorkingDir") or "/", config.get("User") or "")
-
-
-def _pull(api: "APIClient", facts: ImageFacts, log: "_Log") -> None:
+def _pull(api: Any, facts: ImageFacts, log: "_Log") -> None:
     name, _, tag = facts.docker_image.partition("@") if "@" in facts.docker_image else _named(facts.docker_image)
     until = time.monotonic() + facts.build_timeout_s
     stream = api.pull(name, tag=tag or None, platform=facts.platform or None, stream=True, decode=True)
@@ -90,7 +80,7 @@ def _named(image: str) -> tuple[str, str, str]:
     return (name, colon, tag) if colon and "/" not in tag else (image, "", "latest")
 
 
-def _build(api: "APIClient", task: Task, facts: ImageFacts, role: str, log: "_Log") -> None:
+def _build(api: Any, task: Task, facts: ImageFacts, role: str, log: "_Log") -> None:
     """Build from a copy of the context: what tools leave behind in folders is no part of it."""
     with tempfile.TemporaryDirectory(prefix="seatrial-context-") as folder:
         context = Path(folder, "context")

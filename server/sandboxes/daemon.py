@@ -38,7 +38,7 @@ class Daemon:
         self.limits_storage = True
         """Whether containers may be made with a size; `containers.create` notes it when the daemon refuses."""
 
-    async def call(self, work: Callable[[APIClient], T]) -> T:
+    async def call(self, work: Callable[[Any], T]) -> T:
         """Run ``work`` in a thread; if we are cancelled it is left alone to end by itself.
 
         Raises:
@@ -46,7 +46,16 @@ class Daemon:
         """
         return await anyio.to_thread.run_sync(self._guarded, work, abandon_on_cancel=True, limiter=self._threads)
 
-    def _guarded(self, work: Callable[[APIClient], T]) -> T:
+    async def find(self, work: Callable[[Any], T]) -> T | None:
+        """Do as `call`; None where what is asked for does not exist."""
+        try:
+            return await self.call(work)
+        except DockerError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _guarded(self, work: Callable[[Any], T]) -> T:
         try:
             return work(self._client)
         except (DockerException, requests.RequestException) as error:

@@ -27,7 +27,7 @@ _REWARD_FILES_BYTES = 8 << 20
 _GRACE_S = 1.0
 """How long processes that outlive ``test.sh`` are watched for writing a reward of their own."""
 _SETUP_S = 300.0
-_ROOT = "0:0"
+_LOG, _MAX_LOG_BYTES = "/logs/verifier/test-stdout.txt", 64 << 20
 
 
 @dataclass
@@ -186,7 +186,7 @@ async def _judge(
     result = await containers.execute(
         daemon,
         container,
-        ["sh", "-c", '"$0"', f"/tests/{course.step.script}"],
+        ["sh", "-c", f'"$0" >{_LOG} 2>&1', f"/tests/{course.step.script}"],
         env={**env, **egress},
         user=verifier.user,
         cwd=spec.workdir,
@@ -194,6 +194,7 @@ async def _judge(
         on_output=run.take,
     )
     run.fault = _ended(result)
+    await _take_log(daemon, container, run)
     if run.fault:
         return
     run.rewards = read_rewards(await _reward_files(daemon, container))
@@ -214,6 +215,17 @@ async def _processes(daemon: Daemon, container: str) -> frozenset[str]:
     found = await daemon.call(lambda api: api.top(container))
     column = found["Titles"].index("PID")
     return frozenset(process[column] for process in found["Processes"])
+
+
+async def _take_log(daemon: Daemon, container: str, run: Attempt) -> None:
+    """Keep what ``test.sh`` printed. It went to a file, as with Harbor: a pipe would stay open with what it left running."""
+    try:
+        data = await containers.get(daemon, container, _LOG, _MAX_LOG_BYTES)
+    except DockerError as error:
+        run.take(0, f"(what test.sh printed cannot be read: {error})\n".encode())
+        return
+    for _, member in unpacked(data or packed(())):
+        run.take(0, member.data[:_LOG_BYTES] if member is not None and not member.link else b"(no regular file)\n")
 
 
 def _ended(result: CommandResult) -> str:

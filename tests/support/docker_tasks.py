@@ -1,0 +1,69 @@
+"""Small plain Harbor tasks, and whether this machine can run them."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+IMAGE = os.environ.get("SEATRIAL_TEST_IMAGE") or "seatrial-test-base:latest"
+
+
+@cache
+def docker_reason() -> str:
+    """Return why tests that need Docker cannot run here; empty where they can."""
+    from server.sandboxes.daemon import DockerError, connect
+
+    try:
+        daemon = connect()
+    except DockerError as error:
+        return str(error)
+    daemon.close()
+    if shutil.which("docker") is None:
+        return "the program docker is not there"
+    found = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False)
+    return "" if found.returncode == 0 else f"the image {IMAGE} is not there: tests/support/base_image.sh makes it"
+
+
+CHECK = """
+import sys
+sys.path.insert(0, "/app")
+import app
+sys.exit(0 if app.answer() == 42 else 1)
+"""
+
+TEST = """#!/bin/sh
+cd /app
+if python3 -B /tests/check.py; then echo 1 > /logs/verifier/reward.txt; else echo 0 > /logs/verifier/reward.txt; fi
+"""
+
+STRICT = """#!/bin/sh
+set -e
+cd /app
+python3 -B /tests/check.py
+echo 1 > /logs/verifier/reward.txt
+"""
+
+SOLVE = """#!/bin/sh
+printf 'def answer():\\n    return 42\\n' > /app/app.py
+"""
+
+
+def harbor_task(folder: Path, name: str, toml: str = "", **files: str) -> Path:
+    """Write a task in which ``answer`` must return 42; ``files`` (``a__b`` is a/b, ``a__b_sh`` a/b.sh) replace or add to it."""
+    root = folder / name
+    contents = {
+        "instruction.md": "Make answer() in /app/app.py return 42.\n",
+        "task.toml": f'version = "1.0"\n[metadata]\ndifficulty = "easy"\n[agent]\ntimeout_sec = 300\n{toml}',
+        "environment/Dockerfile": f"FROM {IMAGE}\nWORKDIR /app\nCOPY app.py .\n",
+        "environment/app.py": "def answer():\n    return 0\n",
+        "tests/test.sh": TEST,
+        "tests/check.py": CHECK,
+        "solution/solve.sh": SOLVE,
+        **files,
+    }
+    for path, text in contents.items():
+        if text:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+    return root
