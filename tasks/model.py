@@ -43,7 +43,7 @@ class EnvironmentFacts(Facts):
 
 
 class VerifierFacts(Facts):
-    """How a submission is judged; `tasks.harbor` has checked that the files exist and are not empty."""
+    """How a submission is judged; `tasks.pytest_task` has checked that the files exist and are not empty."""
 
     kind: Literal["pytest"]
     test_paths: tuple[PurePosixPath, ...] = Field(min_length=1)

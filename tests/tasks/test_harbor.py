@@ -266,3 +266,10 @@ def test_a_folder_whose_name_cannot_be_an_id_is_refused(folder: Path, name: str)
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="cannot be read"):
         load_task(tmp_path / "gone")
+
+
+def test_a_task_judged_by_pytest_without_a_snapshot_is_ours_and_told_so(folder: Path) -> None:
+    changed(folder, '[metadata.seatrial.snapshot]\nkind = "directory"\npath = "environment/repo"\n', "")
+
+    with pytest.raises(TaskError, match=r"metadata\.seatrial\.snapshot is missing"):
+        load_task(folder)
