@@ -22,6 +22,8 @@ FOR_EVER = ("sh", "-c", "while :; do sleep 86400; done")
 _MARK = "SEATRIAL_EXEC"
 _PERIOD_US = 100_000
 _KILL_S = 15.0
+_LATE_S = 0.25
+"""How long the last output of a program may take to come after its end."""
 _FLOOD_BYTES = 32 << 20
 _FLOOD_PAUSE_S = 0.002
 
@@ -232,7 +234,7 @@ async def execute(  # noqa: PLR0913
     on_output: OnOutput,
     stdin: bytes = b"",
 ) -> CommandResult:
-    """Run one program in a running container to the end of it and of whatever holds its output, by an exec of its own.
+    """Run one program in a running container to its end, by an exec of its own. What it leaves running goes on, unheard.
 
     Out of time, or cancelled, it is killed with all that carries its environment or descends from what does.
 
@@ -253,6 +255,7 @@ async def execute(  # noqa: PLR0913
         with anyio.move_on_after(timeout_s) as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(stream.send, stdin)
+                group.start_soon(_left, daemon, stream.id, group.cancel_scope)
                 await _pump(stream, on_output, said)
                 group.cancel_scope.cancel()
             ended = True
@@ -282,6 +285,16 @@ async def _pump(stream: ExecStream, on_output: OnOutput, said: bytearray) -> Non
             on_output(number, data)
         flood = received if received > _FLOOD_BYTES else 0
         await anyio.sleep(_FLOOD_PAUSE_S if flood else 0)
+
+
+async def _left(daemon: Daemon, id: str, scope: anyio.CancelScope) -> None:
+    """End ``scope`` soon after an exec has ended whose output something else still holds."""
+    pause = 0.25
+    while (await daemon.call(lambda client: client.exec_inspect(id)))["Running"]:
+        await anyio.sleep(pause)
+        pause = min(2.0, pause * 1.5)
+    await anyio.sleep(_LATE_S)
+    scope.cancel()
 
 
 async def _exit_code(daemon: Daemon, id: str) -> int:

@@ -98,7 +98,7 @@ class DockerArena:
     @asynccontextmanager
     async def _container(self, *, patched: bool) -> AsyncGenerator[str]:
         name = f"seatrial-{self._lock}-{secrets.token_hex(4)}"
-        spec = self._environment.spec(name, labels_of(self._bench, "verify", self._lock))
+        spec = self._environment.spec(name, labels_of(self._bench, "verify", self._lock), user="0:0")
         try:
             container = await containers.create(self._daemon, spec)
             try:

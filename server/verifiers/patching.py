@@ -31,7 +31,7 @@ async def put_patch(
             raise VerifierError(f"{path[:200]!r} lies below what the same patch says is a file.")
     gone = ["/" + change.path for change in changes]  # what is replaced too: a folder of the image must not stay below a file
     for at in range(0, len(gone), _BATCH):
-        await as_root(daemon, container, ["rm", "-rf", "--", *gone[at : at + _BATCH]])
+        await run_in(daemon, container, ["rm", "-rf", "--", *gone[at : at + _BATCH]], "{}:{}".format(*owner))
     if kept:
         members = (Member(change.path, blobs.get(change.sha256), change.executable, change.kind == "link") for change in kept)
         await containers.put(
@@ -56,6 +56,11 @@ async def _missing(daemon: Daemon, container: str, kept: Iterable[Change], roots
 
 
 async def as_root(daemon: Daemon, container: str, argv: list[str]) -> bytes:
+    """Do as `run_in`, as root; where the container's own user is not root, root has no rights over others' files."""
+    return await run_in(daemon, container, argv, "0:0")
+
+
+async def run_in(daemon: Daemon, container: str, argv: list[str], user: str) -> bytes:
     """Run a command of the image's own in a container and return what it printed.
 
     Raises:
@@ -63,7 +68,7 @@ async def as_root(daemon: Daemon, container: str, argv: list[str]) -> bytes:
     """
     said = bytearray()
     result = await containers.execute(
-        daemon, container, argv, env={}, user="0:0", cwd="/", timeout_s=_SETUP_S, on_output=lambda _, data: said.extend(data)
+        daemon, container, argv, env={}, user=user, cwd="/", timeout_s=_SETUP_S, on_output=lambda _, data: said.extend(data)
     )
     if result.exit_code != 0:
         text = said[-300:].decode(errors="replace")

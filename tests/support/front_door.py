@@ -1,5 +1,6 @@
 """A client connected to a real server of its own, as tests use it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from server.state import remove_tree
+from server.store import open_store
 
 H11 = "h11-chunked-body"
 CACHETOOLS = "cachetools-copy-pickle"
@@ -97,6 +99,12 @@ def seatrial(state: Path, *arguments: str, timeout_s: float = 600, **environment
     env = {**os.environ, "SEATRIAL_STATE": str(state), **environment}
     command = [sys.executable, "-I", "-m", "server", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
+
+
+def results_of(state: Path) -> list[dict[str, object]]:
+    """Return what the operator sees of every trial, the oldest first."""
+    with open_store(state / "private" / "store.db") as store:
+        return [dataclasses.asdict(record) for record in store.trials()]
 
 
 def children() -> set[int]:
