@@ -27,6 +27,23 @@ STATE_LABEL, ROLE_LABEL, LOCK_LABEL = "seatrial.state", "seatrial.role", "seatri
 MARK = "docker"
 """A file of the state folder that says that containers were made: without it nobody asks a daemon what is left of them."""
 
+REFUSED_CAPABILITIES = frozenset(
+    {
+        "ALL",
+        "SYS_ADMIN",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_BOOT",
+        "SYS_TIME",
+        "DAC_READ_SEARCH",
+        "BPF",
+        "PERFMON",
+        "MAC_ADMIN",
+        "MAC_OVERRIDE",
+    }
+)
+"""With these a container is no wall any more; task folders come from strangers."""
+
 LOGS = ("/logs/agent", "/logs/verifier", "/logs/artifacts")
 
 
@@ -35,7 +52,7 @@ class UnhealthyError(SandboxError):
 
 
 class ComposeError(SeaTrialError):
-    """A task needs more than one container."""
+    """A task asks for containers that we do not start."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,11 @@ def spec_of(facts: ContainerFacts, image: Image, role: Role, bench: Bench) -> Co
             "Put what the others do into main's image, or run the task with Harbor."
         )
     service, limits = facts.service, facts.limits
+    if service.privileged or (asked := REFUSED_CAPABILITIES.intersection(one.removeprefix("CAP_") for one in service.cap_add)):
+        what = "privileged" if service.privileged else f"cap_add {', '.join(sorted(asked))}"
+        raise ComposeError(
+            f"{role.where}: {what} would let the task take over this machine. Remove it, or run it in a machine of its own."
+        )
     return ContainerSpec(
         image=image.id,
         name=role.name,

@@ -51,7 +51,7 @@ class Kernel:
 
 def diagnose(settings: Settings) -> tuple[Finding, ...]:
     """Try everything the local sandbox rests on. Takes about a second; makes the state folder if it is missing."""
-    return (*_essentials(settings), *_limits(), _interpreters(settings), *_unusable_pythons(settings), _git(settings))
+    return (*_essentials(settings), *_limits(), _interpreters(settings), *_unusable_pythons(settings), _git(settings), _docker())
 
 
 def refusal(settings: Settings) -> str | None:
@@ -250,3 +250,15 @@ def _git(settings: Settings) -> Finding:
     if path:
         return Finding("git", "enforced", path)
     return Finding("git", "missing", "no git on PATH", "Install git with the system's packages; snapshots are made with it.")
+
+
+def _docker() -> Finding:
+    """Ask the daemon; nothing is started in it."""
+    from server.sandboxes.daemon import DockerError, connect  # 200 ms of imports that nothing else here needs
+
+    try:
+        daemon = connect()
+    except DockerError as error:
+        return Finding("docker", "best effort", str(error), "Only tasks that bring a container image need it.")
+    daemon.close()
+    return Finding("docker", "enforced", f"{daemon.address}, API {daemon.api_version}: for tasks that bring a container image")

@@ -38,6 +38,11 @@ class Daemon:
         self.limits_storage = True
         """Whether containers may be made with a size; `containers.create` notes it when the daemon refuses."""
 
+    @property
+    def api_version(self) -> str:
+        """The version of Docker's API that is spoken."""
+        return str(self._client.api_version)
+
     async def call(self, work: Callable[[Any], T]) -> T:
         """Run ``work`` in a thread; if we are cancelled it is left alone to end by itself.
 

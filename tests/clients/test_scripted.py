@@ -33,6 +33,14 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Solution:
+    """What solves the one step of a task."""
+
+    changes: Sequence[Change]
+    command: str = ""
+
+
+@dataclass(frozen=True)
 class Place:
     """A state folder and a folder with one small task, built."""
 
@@ -45,7 +53,7 @@ class Place:
     ) -> TrialRun:
         environment = {**os.environ, "SEATRIAL_STATE": str(self.state), "SEATRIAL_TASKS": str(self.tasks)}
         launch = Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
-        plan = TrialPlan(task or self.task, agent, "a job", "a group", 2, changes, timeout_s)
+        plan = TrialPlan(task or self.task, agent, "a job", "a group", 2, (Solution(changes),), timeout_s)
         before = children()
 
         def report(stage: str) -> None:

@@ -57,11 +57,13 @@ async def test_doing_nothing_is_worth_nothing(place: Path, task: str) -> None:
 
 
 ATTACKS = {
-    "a reward written beforehand": (["echo '{\"reward\": 1}' > /logs/verifier/reward.json; echo 1 > /logs/verifier/reward.txt"], ""),
+    "a reward written beforehand": (["cd /logs/verifier; echo '{\"reward\": 1}' > reward.json; echo 1 > reward.txt"], ""),
     "a loop in the workspace": (["(while :; do echo 1 > /logs/verifier/reward.txt; sleep 0.01; done) >/dev/null 2>&1 &"], ""),
     "a fake python": (
-        ["for one in python3 cat uv pytest sh; do printf '#!/bin/bash\\nexit 0\\n' > /usr/local/bin/$one; "
-         "chmod +x /usr/local/bin/$one; done; hash -r"],
+        [
+            "for one in python3 cat uv pytest sh; do printf '#!/bin/bash\\nexit 0\\n' > /usr/local/bin/$one; "
+            "chmod +x /usr/local/bin/$one; done; hash -r"
+        ],
         "",
     ),
     "planted tests": (["mkdir -p /tests; echo 'raise SystemExit(0)' > /tests/check.py; echo 'exit 0' > /tests/test.sh"], ""),
@@ -73,7 +75,10 @@ ATTACKS = {
         " start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
         "def answer():\n    return 0\n",
     ),
-    "a submission that kills the verifier": ([], "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)\ndef answer():\n    return 0\n"),
+    "a submission that kills the verifier": (
+        [],
+        "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)\ndef answer():\n    return 0\n",
+    ),
     "a link to the reward": (["ln -s /logs/verifier/reward.txt /app/reward.txt; echo 1 > /app/reward.txt"], ""),
 }
 
