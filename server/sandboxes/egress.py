@@ -87,9 +87,7 @@ async def open_egress(  # noqa: PLR0913 - the task's side, then the operator's s
             stack.push_async_callback(_remove, daemon, sidecar.remove)
             with anyio.CancelScope(shield=True):
                 await daemon.call(partial(sidecar.create, image=image, volume=volume, labels=labels))
-        async with anyio.create_task_group() as starting:
-            for sidecar in sidecars:
-                starting.start_soon(_start, daemon, sidecar.name)
+            await _start(daemon, sidecar.name)
         proxy, here = f"http://127.0.0.1:{PORT}", "localhost,127.0.0.1"
         yield {
             **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy),

@@ -30,7 +30,7 @@ class Rules:
                 raise ValueError(f"{name!r} is no host name, *.suffix, address or range of addresses")
         self.names = {name for name in names if not name.startswith("*.")}
         self.suffixes = tuple(name[1:] for name in names if name.startswith("*."))
-        self.gateways = {ipaddress.ipaddress_of(gateway) for gateway in gateways}
+        self.gateways = {ipaddress.ip_address(gateway) for gateway in gateways}
         self.allow_private = allow_private
         self.said = ", ".join(entries) or "none"
 
@@ -62,10 +62,10 @@ def _network(text: str) -> Network | None:
 
 def address_of(text: str) -> Address | None:
     try:
-        address = ipaddress.ipaddress_of(text.partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return (address.version == 6 and address.ipv4_mapped) or address
 
 
 def _is_own(address: Address) -> bool:
