@@ -132,6 +132,8 @@ async def networked(network: Network, container: str, spec: ContainerSpec, bench
         )
     daemon, settings = await bench.docker.daemon(), bench.settings
     labels = {**spec.labels, ROLE_LABEL: "egress"}
+    for left in ("filter", "forward"):  # of a server that was killed
+        await containers.remove(daemon, f"{spec.name}-egress-{left}")
     async with open_egress(
         daemon, container, spec.name, labels, network.allowed_hosts, settings.docker_base, settings.docker_network
     ) as variables:

@@ -1,7 +1,7 @@
 """Environments on docker: the image of a task, and the containers that workspaces and verifiers are made as."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from server.bench import Bench
 from server.container_life import LOGS, ComposeError, Role, labels_of, spec_of
@@ -54,7 +54,6 @@ class HarborEnvironment:
         labels = labels_of(bench, "workspace", f"trial-{name}")
         network = first.network or facts.container.network
         spec = spec_of(facts.container, self.image, Role(f"seatrial-{name}", labels, network, str(self.task.folder)), bench)
-        spec = replace(spec, user=first.user or spec.user)
         uploads = {
             number: packed_folder(self.task.folder / step.workdir_upload)
             for number, step in enumerate(facts.steps)
@@ -62,7 +61,10 @@ class HarborEnvironment:
         }
         roots = tuple(dict.fromkeys(root for step in facts.steps for root in self.roots(step)))
         folders = (*LOGS, *facts.container.service.folders)
-        return DockerPlace(Plan(spec, network, roots, folders, uploads, facts.container.healthcheck), bench)
+        collect = tuple(one for step in facts.steps for one in step.verifier.collect)
+        check = facts.container.healthcheck
+        plan = Plan(spec, network, roots, folders, uploads, check, user=first.user, collect=collect)
+        return DockerPlace(plan, bench)
 
 
 async def find_environment(task: Task, bench: Bench) -> Environment | None:

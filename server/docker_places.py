@@ -19,7 +19,7 @@ from server.sandboxes.containers import ContainerSpec
 from server.sandboxes.daemon import Daemon
 from server.sandboxes.docker import open_sandbox
 from server.tars import Member, packed, unpacked
-from tasks.container import Healthcheck, Network
+from tasks.container import Collect, Healthcheck, Network
 
 _FOLDER, _LINK = 1 << 31, 1 << 27
 """Bits of Go's os.FileMode, in which Docker tells what a path is."""
@@ -43,6 +43,10 @@ class Plan:
     healthcheck: Healthcheck | None = None
     base: str = "/"
     """What the paths of patches are relative to; every root lies below it."""
+    user: str = ""
+    """Whom commands run as; empty: the container's own."""
+    collect: Sequence[Collect] = ()
+    """Run in the container when the agent is done, before its change is read."""
     shell: str = "/bin/bash"
 
 
@@ -65,7 +69,8 @@ class DockerPlace:
         daemon = await self._bench.docker.daemon()
         async with AsyncExitStack() as stack:
             container = await self._container(daemon)
-            sandbox = await stack.enter_async_context(open_sandbox(daemon, container, self._plan.spec, self._bench.background))
+            spec = replace(self._plan.spec, user=self._plan.user or self._plan.spec.user)
+            sandbox = await stack.enter_async_context(open_sandbox(daemon, container, spec, self._bench.background))
             self._egress = await stack.enter_async_context(networked(self._plan.network, container, self._plan.spec, self._bench))
             self._shell = sandbox.shell
             if self._plan.healthcheck is not None:
@@ -95,10 +100,22 @@ class DockerPlace:
         if container is None:
             raise SandboxError("The workspace's container is gone: somebody removed it from outside. Open another workspace.")
         await containers.kill(daemon, container)
+        if self._plan.collect:
+            await self._collected(daemon, container)
         dropped: list[str] = []
         base = self._plan.base.strip("/")
         found = await self._found(daemon, container, dropped)
         return keep([replace(one, path=one.path.removeprefix(base).lstrip("/")) for one in found], dropped, blobs)
+
+    async def _collected(self, daemon: Daemon, container: str) -> None:
+        """Run the task's collect commands; one that fails leaves its artifact as it is, as with Harbor."""
+        await containers.start(daemon, container)
+        for one in self._plan.collect:
+            argv, cwd = ["sh", "-c", one.command], self._plan.spec.workdir
+            await containers.execute(
+                daemon, container, argv, env={}, user=one.user, cwd=cwd, timeout_s=one.timeout_s, on_output=lambda *_: None
+            )
+        await containers.kill(daemon, container)
 
     def differences(self) -> Iterator[Found]:
         """See `Place.differences`."""

@@ -328,8 +328,8 @@ def _run_text(command: Command, word: str) -> str:
     given = f"printf '{_escaped(command.stdin[:49_152])}' | " if command.stdin else ""
     source = "" if command.stdin else " </dev/null"
     return (
-        f"o=$(kills)\n{given}( cd -- {cwd} 2>/dev/null || {{ printf '%s' {word}; printf 'cwd %s: No such file or directory' {cwd};"
-        f" exit 125; }}; {exports or ':'}\n"
+        f"o=$(kills)\n{given}( cd -- {cwd} 2>/dev/null || {{ printf '%s' {word};"
+        f" printf 'cwd %s: No such file or directory' {cwd}; exit 125; }}; {exports or ':'}\n"
         f"command -v {program} >/dev/null 2>&1 || {{ printf '%s' {word}; printf '%s: No such file or directory' {program};"
         f" exit 127; }}\n"
         f"exec {' '.join(map(_quoted, command.argv))} ){source} 2>&1\n"
@@ -348,9 +348,8 @@ def _victims(
     for pid, parent, session in processes:
         if pid in ours or pid == 1 or session in safe or session in busy:
             continue
-        if target is not None and (session == target.pid or parent == target.pid):
-            chosen.add(pid)
-        elif parent in (0, 1) or parent not in parents or session not in ours:
+        of_target = target is not None and target.pid in (session, parent)
+        if of_target or parent in (0, 1) or parent not in parents or session not in ours:
             chosen.add(pid)
     for pid, _, session in processes:
         above = parents.get(pid, 0)
