@@ -225,9 +225,12 @@ class DockerSandbox:
         """Kill the command of a busy lane, and return the words of its end."""
         with anyio.CancelScope(shield=True):
             await self._kill(lane)
+            words: _Words = []
             with anyio.move_on_after(_STOP_S):
-                return await lane.finish(take)
-            raise await self._died("a command could not be stopped")
+                words = await lane.finish(take)
+            if not words:
+                raise await self._died("a command could not be stopped")
+            return words
 
     async def _kill(self, target: Lane | None) -> None:
         """Kill what belongs to a lane's command; None: what no running command owns."""

@@ -67,7 +67,8 @@ walk() {
   for name; do
     if [ -L "$name" ]; then printf 'l0\0%s\0' "$name"
     elif [ -d "$name" ]; then printf 'd0\0%s\0' "$name"
-    elif [ -f "$name" ]; then printf 'f'; stat -c %s -- "$name" 2>/dev/null | { read -r size; printf '%s' "${size:-0}"; }; printf '\0%s\0' "$name"
+    elif [ -f "$name" ]; then
+      size=$(stat -c %s -- "$name" 2>/dev/null); printf 'f%s\0%s\0' "${size:-0}" "$name"
     else printf 'o0\0%s\0' "$name"; fi
     many=$((many + 1)); [ "$many" -ge 20000 ] && return
     if [ "$depth" -gt 1 ] && [ -d "$name" ] && [ ! -L "$name" ]; then walk "$name/" $((depth - 1)); fi
@@ -176,7 +177,7 @@ class Lane:
     async def drain(self) -> None:
         """Throw away whatever comes, for as long as something comes."""
         try:
-            while await self._stream.receive() is not None:
+            while await self._stream.receive() is not None:  # noqa: ASYNC110 - what comes is thrown away, others go first
                 await anyio.sleep(0)
         except DockerError:
             return
