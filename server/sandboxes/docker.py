@@ -223,14 +223,14 @@ class DockerSandbox:
 
     async def _stop(self, lane: Lane, take: Callable[[bytes], None]) -> _Words:
         """Kill the command of a busy lane, and return the words of its end."""
+        words: _Words = []
         with anyio.CancelScope(shield=True):
             await self._kill(lane)
-            words: _Words = []
             with anyio.move_on_after(_STOP_S):
                 words = await lane.finish(take)
             if not words:
                 raise await self._died("a command could not be stopped")
-            return words
+        return words
 
     async def _kill(self, target: Lane | None) -> None:
         """Kill what belongs to a lane's command; None: what no running command owns."""

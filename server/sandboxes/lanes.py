@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 
 from server.sandboxes.daemon import Daemon, DockerError
 from server.sandboxes.streams import Exec, ExecStream, open_exec
@@ -178,7 +179,7 @@ class Lane:
         """Throw away whatever comes, for as long as something comes."""
         try:
             while await self._stream.receive() is not None:  # noqa: ASYNC110 - what comes is thrown away, others go first
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         except DockerError:
             return
 
