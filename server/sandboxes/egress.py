@@ -148,7 +148,8 @@ def _first_of(subnet: str) -> str:
 
 async def _start(daemon: Daemon, name: str) -> None:
     """Start a sidecar and wait until it says that it listens."""
-    await daemon.call(lambda api: api.start(name))
+    with anyio.CancelScope(shield=True):  # else it could still be starting when it is removed
+        await daemon.call(lambda api: api.start(name))
     said, running = "", True
     with anyio.move_on_after(_START_S):
         while running and said != READY:
@@ -164,10 +165,10 @@ async def _start(daemon: Daemon, name: str) -> None:
 
 
 async def _remove(daemon: Daemon, removal: Callable[[Any], None]) -> None:
-    """Remove also when we are being cancelled. What is not there any more, or is being removed, is fine."""
+    """Remove also when we are being cancelled. What is not there is fine."""
     with anyio.move_on_after(_REMOVAL_S, shield=True):
         try:
             await daemon.call(removal)
         except DockerError as error:
-            if error.status not in (404, 409):
+            if error.status != 404:
                 raise

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from docker import APIClient
+from docker.errors import DockerException
 from docker.utils.socket import frames_iter
 
 from server.sandboxes.daemon import Daemon, DockerError, connect
@@ -133,7 +134,7 @@ def world() -> Generator[World]:
         connect().close()
         api = APIClient(version="auto")
         api.inspect_image(IMAGE)
-    except Exception as error:
+    except (DockerError, DockerException) as error:
         pytest.skip(f"no Docker daemon with the image {IMAGE}: {error}")
     with ExitStack() as stack:
         stack.callback(api.close)
@@ -295,6 +296,21 @@ async def test_one_request_goes_out_for_each_connection_framed_and_addressed_by_
     assert expected.startswith("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
     assert told(old)["line"] == "GET /old HTTP/1.0"
     assert status(bad) == 502
+
+
+async def test_large_bodies_pass_whole_in_both_directions_plain_and_in_a_tunnel(world: World, daemon: Daemon) -> None:
+    carry = """
+import http.client, json, sys
+size = 20_000_000
+for tunnel in (False, True):
+    joined = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)
+    if tunnel: joined.set_tunnel("allowed.test", 80)
+    joined.request("POST", "/" if tunnel else "http://allowed.test/", b"0123456789" * (size // 10),
+                   {} if tunnel else {"Host": "allowed.test"})
+    print(json.loads(joined.getresponse().read())["body"] == "0123456789" * (size // 10))
+"""
+    async with world.open(daemon, ["allowed.test"]):
+        assert world.run(carry, str(PORT)).split() == ["True", "True"]
 
 
 async def test_connections_beyond_the_limit_are_told_so_and_places_are_given_back(world: World, daemon: Daemon) -> None:
