@@ -8,7 +8,7 @@ image of the task needs nothing.
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -28,10 +28,10 @@ PORT = 13_128
 _UID = 64_998
 _MEMORY = 128 << 20
 _START_S = 60
+_LOOK_S = 0.02
 _REMOVAL_S = 60
 _FOLDER = "/egress"
 _SOCKET = f"{_FOLDER}/filter"
-_SAID_MAX = 16 << 10
 _VOLUME = {"type": "tmpfs", "device": "tmpfs", "o": f"size=64k,nr_inodes=16,mode=0700,uid={_UID},gid={_UID}"}
 """A tiny memory file system: with the driver `local`, the way to give a fresh volume an owner who is not root."""
 _MODULES = ("egress_rules", "egress_http", "egress_proxy")
@@ -147,33 +147,28 @@ def _first_of(subnet: str) -> str:
 
 
 async def _start(daemon: Daemon, name: str) -> None:
-    said = b"it did not say that it is ready"
-    await daemon.call(lambda api: api.start(name))
+    """Start a sidecar and wait until it says that it listens."""
+    with anyio.CancelScope(shield=True):  # else it could still be starting when it is removed
+        await daemon.call(lambda api: api.start(name))
+    said, running = "", True
     with anyio.move_on_after(_START_S):
-        said = await daemon.call(lambda api: _first_words(api.logs(name, stream=True, follow=True)))
-    if said.strip() != READY.encode():
+        while running and said != READY:
+            await anyio.sleep(_LOOK_S)
+            state = await daemon.call(lambda api: api.inspect_container(name)["State"])
+            running = state["Running"]
+            said = (await daemon.call(lambda api: api.logs(name, tail=20))).decode(errors="replace").strip()
+    if said != READY:
         raise EgressError(
-            f"The way out for the allowed hosts did not start ({name}): {said.decode(errors='replace').strip()[-500:]}."
+            f"The way out for the allowed hosts did not start ({name}): {said[-500:] or 'it said nothing'}."
             f" Its image needs python3, 3.11 or later, and port {PORT} on the task's loopback must be free."
         )
 
 
-def _first_words(log: Any) -> bytes:
-    """Read until the sidecar is ready, or to its end."""
-    said = b""
-    with closing(log):
-        for piece in log:
-            said += piece
-            if said.strip() == READY.encode() or len(said) > _SAID_MAX:
-                break
-    return said
-
-
 async def _remove(daemon: Daemon, removal: Callable[[Any], None]) -> None:
-    """Remove also when we are being cancelled. What is not there any more, or is being removed, is fine."""
+    """Remove also when we are being cancelled. What is not there is fine."""
     with anyio.move_on_after(_REMOVAL_S, shield=True):
         try:
             await daemon.call(removal)
         except DockerError as error:
-            if error.status not in (404, 409):
+            if error.status != 404:
                 raise

@@ -210,7 +210,7 @@ async def end(writer: Writer) -> None:
         writer.transport.abort()
 
 
-def bounded(serve: Serve, limit: int, full: Callable[[Writer], None]) -> Serve:
+def bounded(serve: Serve, limit: int, full: Serve) -> Serve:
     """Serve at most ``limit`` connections at a time, and close each at its end; ``full`` is for those beyond."""
     count = 0
 
@@ -218,10 +218,7 @@ def bounded(serve: Serve, limit: int, full: Callable[[Writer], None]) -> Serve:
         nonlocal count
         count += 1
         try:
-            if count > limit:
-                full(writer)
-            else:
-                await serve(reader, writer)
+            await (serve if count <= limit else full)(reader, writer)
         except (OSError, EOFError, asyncio.LimitOverrunError, ValueError):
             writer.transport.abort()  # one of the two sides went away: the other learns it
         finally:
@@ -231,19 +228,23 @@ def bounded(serve: Serve, limit: int, full: Callable[[Writer], None]) -> Serve:
     return serve_bounded
 
 
-def say_full(writer: Writer) -> None:
-    body = f"seatrial: {CONNECTIONS} connections are open, which is all that one task may have. Close some.\n".encode()
-    writer.write(head_of("HTTP/1.1 503 Refused", [("Content-Length", str(len(body))), ("Connection", "close")]) + body)
+async def refuse_more(reader: Reader, writer: Writer) -> None:
+    text = f"{CONNECTIONS} connections are open, which is all that one task may have. Close some, or try again"
+    await refuse(Refusal(503, text), reader, writer)
+
+
+async def hang_up(_: Reader, writer: Writer) -> None:
+    writer.transport.abort()
 
 
 async def main(role: str, path: str, argument: str) -> None:
     """``forward PATH PORT`` or ``filter PATH RULES``: RULES is a JSON object of the arguments of `Rules`."""
     os.umask(0o077)
     if role == "forward":
-        serve = bounded(partial(forward_one, path), 2 * CONNECTIONS, lambda _: None)
+        serve = bounded(partial(forward_one, path), 2 * CONNECTIONS, hang_up)
         server: asyncio.Server = await asyncio.start_server(serve, "127.0.0.1", int(argument), limit=HEAD_MAX, backlog=512)
     else:
-        serve = bounded(partial(filter_one, Rules(**json.loads(argument))), CONNECTIONS, say_full)
+        serve = bounded(partial(filter_one, Rules(**json.loads(argument))), CONNECTIONS, refuse_more)
         server = await asyncio.start_unix_server(serve, path, limit=HEAD_MAX, backlog=512)
     sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
