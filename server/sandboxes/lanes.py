@@ -178,7 +178,7 @@ class Lane:
     async def drain(self) -> None:
         """Throw away whatever comes, for as long as something comes."""
         try:
-            while await self._stream.receive() is not None:  # noqa: ASYNC110 - what comes is thrown away, others go first
+            while await self._stream.receive() is not None:
                 await anyio.lowlevel.checkpoint()
         except DockerError:
             return
