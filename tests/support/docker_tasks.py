@@ -67,3 +67,12 @@ def harbor_task(folder: Path, name: str, toml: str = "", **files: str) -> Path:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text)
     return root
+
+
+def containers_of(state: Path) -> list[str]:
+    """Return the names of all containers that belong to a state folder."""
+    identity = state / "private" / "identity"
+    if not identity.exists():
+        return []
+    command = ["docker", "ps", "--all", "--filter", f"label=seatrial.state={identity.read_text()}", "--format", "{{.Names}}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
