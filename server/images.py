@@ -11,6 +11,7 @@ from typing import Any
 from server.bench import Bench
 from server.builds import BuildError
 from server.places import Report
+from server.sandboxes.daemon import DockerError
 from tasks.container import ImageFacts
 from tasks.folders import IGNORED
 from tasks.model import Task
@@ -52,7 +53,13 @@ async def build_image(task: Task, facts: ImageFacts, bench: Bench, report: Repor
     log = _Log(bench.state.private / "logs" / f"image-{task.id}-{role}.log", task.id, report)
     if facts.docker_image:
         report(f"pulling {facts.docker_image}")
-        await daemon.call(lambda api: _pull(api, facts, log))
+        try:
+            await daemon.call(lambda api: _pull(api, facts, log))
+        except DockerError as error:
+            raise BuildError(
+                f"Task {task.id}: the image {facts.docker_image} is not here and cannot be pulled. {error} "
+                f"Try: docker pull {facts.docker_image}"
+            ) from error
     else:
         await daemon.call(lambda api: _build(api, task, facts, role, log))
     image = await find_image(task, facts, bench, role)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Generator
 from pathlib import Path
 
+import anyio
 import pytest
 from docker_tasks import IMAGE, containers_of, docker_reason, harbor_task
 from front_door import connected, reachable_folder, results_of, seatrial
@@ -95,14 +96,12 @@ async def test_what_cannot_be_built_is_told(
 
 
 async def test_a_container_killed_from_outside_is_opened_again_with_its_files(state: Path, tmp_path: Path) -> None:
-    import subprocess
-
     harbor_task(tmp_path, "kept")
     async with connected(state, SEATRIAL_TASKS=str(tmp_path)) as agent:
         workspace = await agent.open("kept")
         await agent.run(workspace, "echo kept > /app/file; echo too > /etc/file")
         (name,) = containers_of(state)
-        subprocess.run(["docker", "kill", name], check=True, capture_output=True)
+        await anyio.run_process(["docker", "kill", name])
 
         first = await agent.run(workspace, "cat /app/file /etc/file")
         second = await agent.run(workspace, "cat /app/file /etc/file")
