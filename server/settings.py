@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,11 @@ class Settings:
             search_path=_paths(env.get("PATH", "")),
             temp=Path(tempfile.gettempdir()),
         )
+
+    def with_tasks(self, folders: Sequence[str] | None) -> "Settings":
+        """Return settings with these folders of tasks in place of those of the environment; without any, the same."""
+        found = tuple(path for folder in folders or () for path in _paths(folder))
+        return replace(self, tasks=found) if found else self
 
 
 def inherited_environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ from server.doctor import refusal
 from server.environments import build_environment
 from server.settings import Settings
 from server.state import State, open_state
+from server.task_sources import task_folders
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import Task
@@ -29,10 +30,10 @@ class Built:
     error: str
 
 
-def build_tasks(task_ids: Sequence[str], *, as_json: bool) -> int:
+def build_tasks(task_ids: Sequence[str], *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Build the named tasks, or all; one that fails does not stop the others, but makes the code 1."""
-    settings = Settings.from_environment()
-    catalog = load_catalog(settings.tasks)
+    settings = Settings.from_environment().with_tasks(folders)
+    catalog = load_catalog(task_folders(settings))
     wanted = chosen(catalog, task_ids)
     check_machine(settings)
     state = open_state(settings)

@@ -21,6 +21,7 @@ from server.gold import gold_change
 from server.settings import Settings, inherited_environment
 from server.state import State, open_state
 from server.store import open_store
+from server.task_sources import task_folders
 from tasks.catalog import load_catalog
 from tasks.model import Task
 
@@ -29,13 +30,17 @@ PHASES = ("start", "open", "work", "verify", "total")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The trials that are asked for; ``concurrency`` 0 means as many as cores and memory allow, ``job`` "" a new name."""
+    """The trials that are asked for; ``concurrency`` 0 means as many as cores and memory allow, ``job`` "" a new name.
+
+    ``folders`` of tasks stand in place of those in SEATRIAL_TASKS.
+    """
 
     agents: Sequence[str]
     tasks: Sequence[str]
     repetitions: int = 1
     concurrency: int = 0
     job: str = ""
+    folders: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ def play(wanted: Wanted) -> Finished:
         UnknownTaskError: there is no such task.
         UnusableError: no sandbox can work here.
     """
-    settings = Settings.from_environment()
-    tasks = chosen(load_catalog(settings.tasks), wanted.tasks)
+    settings = Settings.from_environment().with_tasks(wanted.folders)
+    tasks = chosen(load_catalog(task_folders(settings)), wanted.tasks)
     check_machine(settings)
     state = open_state(settings)
     job = wanted.job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -84,7 +89,8 @@ def play(wanted: Wanted) -> Finished:
 
 def launch(settings: Settings) -> Launch:
     """Return how to start our server from anywhere, with the settings of this process."""
-    environment = inherited_environment() | {"SEATRIAL_STATE": str(settings.state)}
+    folders = os.pathsep.join(map(str, settings.tasks))
+    environment = inherited_environment() | {"SEATRIAL_STATE": str(settings.state), "SEATRIAL_TASKS": folders}
     return Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
 
 

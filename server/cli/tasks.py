@@ -1,13 +1,17 @@
 """`seatrial tasks list | show`."""
 
+from collections.abc import Sequence
+
 from server.cli.display import write_json, write_line, write_table
 from server.settings import Settings
+from server.task_sources import task_folders
 from tasks.catalog import load_catalog
+from tasks.model import Source
 
 
-def list_tasks(query: str, *, as_json: bool) -> int:
+def list_tasks(query: str, *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Print the tasks that match ``query``; folders that cannot be used are named below."""
-    catalog = load_catalog(Settings.from_environment().tasks)
+    catalog = load_catalog(task_folders(Settings.from_environment().with_tasks(folders)))
     found = catalog.search(query)
     problems = [problem.message for problem in catalog.problems]
     if as_json:
@@ -23,20 +27,19 @@ def list_tasks(query: str, *, as_json: bool) -> int:
     return 0
 
 
-def show_task(task_id: str, *, as_json: bool) -> int:
+def show_task(task_id: str, *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Print one task as its operator sees it."""
-    task = load_catalog(Settings.from_environment().tasks).find(task_id)
+    task = load_catalog(task_folders(Settings.from_environment().with_tasks(folders))).find(task_id)
     if as_json:
         write_json(task.model_dump(mode="json"))
         return 0
-    limits, source = task.limits, task.facts.snapshot
-    start = f"{source.name} {source.version}" if source.kind == "pypi" else source.path
+    limits = task.limits
     for name, value in (
         ("id", task.id),
         ("title", task.title),
         ("folder", str(task.folder)),
         ("digest", task.digest),
-        ("starts from", start),
+        ("starts from", starting_point(task.facts.snapshot)),
         ("time", f"{task.agent_timeout_s:.0f} s"),
         (
             "limits",
@@ -51,3 +54,12 @@ def show_task(task_id: str, *, as_json: bool) -> int:
     write_line()
     write_line(task.instruction.strip())
     return 0
+
+
+def starting_point(source: Source) -> str:
+    """Return where a snapshot comes from, in a few words."""
+    if source.kind == "pypi":
+        return f"{source.name} {source.version}"
+    if source.kind == "git":
+        return f"{source.url} at {source.commit[:12]}" + (f", folder {source.subfolder}" if source.subfolder else "")
+    return source.path
