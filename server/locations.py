@@ -83,8 +83,8 @@ def _local(text: str) -> Location:
     """Look where an existing folder ends in ``PATH[@REV][:SUBFOLDER]``; both marks may occur in paths too."""
     for head, colon, subfolder in ((text, "", ""), text.rpartition(":"), text.partition(":")):
         for path, at, rev in ((head, "", ""), head.rpartition("@"), head.partition("@")):
-            folder = Path(path).expanduser() if path else None
-            if folder is None or not folder.is_dir():
+            folder = Path(path).expanduser()
+            if not path or ":" in rev or not folder.is_dir():  # no revision has a colon: it is the subfolder's
                 continue
             place, below = _folder(folder), _subfolder(subfolder, colon)
             if at:

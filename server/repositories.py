@@ -57,9 +57,9 @@ def check_out(url: str, rev: str, subfolder: str, tree: Path, *, timeout_s: floa
     try:
         git = _Git(scratch, tree, timeout_s)
         commit = _fetch(git, url, rev)
-        root = f"{commit}:{subfolder}" if subfolder else f"{commit}^{{tree}}"
         try:
-            found = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", f"{root}^{{tree}}")
+            found = git.text("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}:{subfolder}")
+            git.text("cat-file", "tree", found)  # fails on a file, and on a link
         except _GitFailedError:
             raise RepositoryError(f"{url} has no folder {subfolder!r} at {rev or commit}. Correct the subfolder.") from None
         submodules = _measure(git, url, found)
@@ -106,7 +106,8 @@ class _GitFailedError(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
-        self.last = " ".join(text.split())[-300:]
+        said = text.strip().removeprefix("stderr: '").removesuffix("'")  # GitPython's way to put it
+        self.last = " ".join(said.split())[-300:]
 
 
 class _Git:
