@@ -225,7 +225,7 @@ def test_names_and_places_are_taken_once(state_folder: Path, tasks: Path, reposi
     for arguments, expected in (
         ((str(tasks), "--name", "other"), "It was added before, as 'mine'"),
         ((str(repository / "suite"), "--name", "mine"), "There is a source 'mine' already"),
-        ((str(repository / "suite"), "--name", "../x"), "is no name"),
+        ((str(repository / "suite"), "--name", "../x"), "cannot be a name"),
     ):
         ran = seatrial(state_folder, "tasks", "add", *arguments)
         assert ran.returncode == 1
