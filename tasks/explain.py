@@ -13,7 +13,7 @@ HINTS = {
     "name": "must be the project's name on the package index",
     "version": "must be one exact version",
     "python": "must be a version specifier such as '>=3.11,<3.14'",
-    "url": "must be https, ssh, file, git@host:path or an absolute path",
+    "url": "must be the URL of a repository, git@host:path or an absolute path",
     "commit": "must be the whole id of a commit, 40 lower-case hexadecimal digits",
     "subfolder": "must be a plain path below the repository's top",
     "title": "must be one line of at most 300 characters",

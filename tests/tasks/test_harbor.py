@@ -139,7 +139,7 @@ BAD_TOML = {
     "url": (
         'kind = "directory"\npath = "environment/repo"',
         f'kind = "git"\nurl = "ext::sh -c true"\ncommit = "{"a" * 40}"',
-        "snapshot.url must be https, ssh, file",
+        "snapshot.url must be the URL of a repository",
     ),
     "subfolder": (
         'kind = "directory"\npath = "environment/repo"',
