@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -84,6 +84,11 @@ class Settings:
             variables=dict(env),
             temp=Path(tempfile.gettempdir()),
         )
+
+    def with_tasks(self, folders: Sequence[str] | None) -> "Settings":
+        """Return settings with these folders of tasks in place of those of the environment; without any, the same."""
+        found = tuple(path for folder in folders or () for path in _paths(folder))
+        return replace(self, tasks=found) if found else self
 
 
 def with_sandbox(settings: Settings, value: str) -> Settings:

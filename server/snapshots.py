@@ -10,12 +10,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.archives import copy_folder, unpack_sdist
+from server.archives import copy_folder, is_git, unpack_sdist
 from server.downloads import fetch_sdist
+from server.repositories import check_out, commit_tree
 from server.state import State
 from tasks.errors import SeaTrialError
 from tasks.folders import read_folder
-from tasks.model import DirectorySource, PypiSource
+from tasks.model import DirectorySource, GitSource, Source
 
 FORMAT = 1
 """Part of every digest: raise it when the same source would give another tree."""
@@ -38,19 +39,19 @@ class Snapshot:
     tree: Path
 
 
-def build_snapshot(source: PypiSource | DirectorySource, task_folder: Path, state: State) -> Snapshot:
+def build_snapshot(source: Source, task_folder: Path, state: State) -> Snapshot:
     """Return the snapshot of ``source``, building it if this state folder does not have it yet.
 
     Raises:
         DownloadError: the release cannot be fetched, or is not the one the task means.
-        SnapshotError: git is missing or fails.
-        ArchiveError, TaskError: what was fetched, or the task's own folder, cannot be used.
+        RepositoryError: git is missing or fails, or the commit cannot be fetched.
+        SnapshotError, ArchiveError, TaskError: what was fetched, or the task's own folder, cannot be used.
     """
     digest = source_digest(source, task_folder)
 
     def fill(folder: Path) -> None:
         tree = _plain_tree(source, task_folder, state, folder)
-        _commit(tree)
+        commit_tree(tree, IDENTITY)
         os.utime(tree, (EPOCH_S, EPOCH_S))
         state.own_tree(folder)
 
@@ -58,42 +59,49 @@ def build_snapshot(source: PypiSource | DirectorySource, task_folder: Path, stat
     return Snapshot(digest, state.publish(state.shared / "snapshots" / digest, fill) / "tree")
 
 
-def build_truth(source: PypiSource | DirectorySource, task_folder: Path, state: State) -> Path:
+def build_truth(source: Source, task_folder: Path, state: State) -> Path:
     """Return the tree of a solution, without a repository, in a folder that no sandbox mounts.
 
     Raises:
-        DownloadError, ArchiveError, TaskError: as `build_snapshot`.
+        SeaTrialError: as `build_snapshot`.
     """
     target = state.private / "truth" / source_digest(source, task_folder)
     return state.publish(target, lambda folder: _seal(_plain_tree(source, task_folder, state, folder), folder)) / "tree"
 
 
-def find_snapshot(source: PypiSource | DirectorySource, task_folder: Path, state: State) -> Snapshot | None:
+def find_snapshot(source: Source, task_folder: Path, state: State) -> Snapshot | None:
     """Return the snapshot of ``source`` if it was built."""
     digest = source_digest(source, task_folder)
     tree = state.shared / "snapshots" / digest / "tree"
     return Snapshot(digest, tree) if tree.exists() else None
 
 
-def find_truth(source: PypiSource | DirectorySource, task_folder: Path, state: State) -> Path | None:
+def find_truth(source: Source, task_folder: Path, state: State) -> Path | None:
     """Return the tree of a solution if it was built."""
     tree = state.private / "truth" / source_digest(source, task_folder) / "tree"
     return tree if tree.exists() else None
 
 
-def source_digest(source: PypiSource | DirectorySource, task_folder: Path) -> str:
-    """Return the SHA-256 of what a tree is made from: the released archive, or a folder's names and contents."""
+def source_digest(source: Source, task_folder: Path) -> str:
+    """Return the SHA-256 of what a tree is made from: the released archive, the commit, or a folder's names and contents.
+
+    From where a commit is fetched does not matter: its id is the digest of all that is in it.
+    """
     facts = source.model_dump()
     if isinstance(source, DirectorySource):
         facts = {"kind": source.kind, "content": read_folder(task_folder / source.path).digest}
+    elif isinstance(source, GitSource):
+        facts = {"kind": source.kind, "commit": source.commit, "subfolder": source.subfolder}
     return hashlib.sha256(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode()).hexdigest()
 
 
-def _plain_tree(source: PypiSource | DirectorySource, task_folder: Path, state: State, folder: Path) -> Path:
+def _plain_tree(source: Source, task_folder: Path, state: State, folder: Path) -> Path:
     tree = folder / "tree"
     tree.mkdir()
     if isinstance(source, DirectorySource):
         copy_folder(task_folder / source.path, tree)
+    elif isinstance(source, GitSource):
+        _check_out(source, tree)
     else:
         unpack_sdist(fetch_sdist(source, state), tree)
     for parent, folders, files in os.walk(tree, topdown=False):
@@ -104,69 +112,32 @@ def _plain_tree(source: PypiSource | DirectorySource, task_folder: Path, state: 
     return tree
 
 
+def _check_out(source: GitSource, tree: Path) -> None:
+    """Write the commit into ``tree``; what would be missing from it, or lead out of it, is refused."""
+    found = check_out(source.url, source.commit, source.subfolder, tree)
+    if found.submodules:
+        raise SnapshotError(
+            f"{source.url} has submodules at {source.commit[:12]} ({', '.join(found.submodules[:3])}). They are not fetched, so "
+            "the tree would not be whole. Use a subfolder without them, or a directory snapshot."
+        )
+    for parent, folders, files in os.walk(tree):
+        for name in (*folders, *files):
+            link = Path(parent, name)
+            if link.is_symlink() and not _stays_inside(tree, link):
+                raise SnapshotError(
+                    f"{source.url} has a link that leads outside, {ascii(str(link.relative_to(tree)))[-200:]}. Use a subfolder "
+                    "without it, or a directory snapshot."
+                )
+
+
+def _stays_inside(tree: Path, link: Path) -> bool:
+    target = os.readlink(link)  # noqa: PTH115 - a Path would tidy it up
+    landed = os.path.normpath(os.path.join(link.parent.relative_to(tree), target))  # noqa: PTH118
+    return not (target.startswith("/") or landed.split("/")[0] == ".." or any(is_git(part) for part in landed.split("/")))
+
+
 def _seal(tree: Path, folder: Path) -> None:
     """Check that the truth is not empty and close its folder to other users."""
     if not any(tree.iterdir()):
         raise SnapshotError(f"{folder.name} would be empty. Check the task's solution source.")
     folder.chmod(0o700)
-
-
-def _commit(tree: Path) -> None:
-    """Make ``tree`` a repository with one commit, the same whatever machine, user or git configuration makes it."""
-    try:
-        from git import Git, GitCommandError, GitCommandNotFound  # looks for the program when it is imported
-    except ImportError as error:
-        raise SnapshotError("The program `git` was not found on PATH. Install git, then run the command again.") from error
-    git = Git(tree)
-    git.update_environment(**_git_environment(tree))
-    try:
-        git.init("--quiet", "--template=", "--initial-branch=main", "--object-format=sha1")
-        for key, value in _GIT_CONFIG.items():
-            git.config(key, value)
-        info = tree / ".git" / "info"
-        info.mkdir(exist_ok=True)
-        # Wins over every .gitattributes of upstream: files are committed as they are, through no filter.
-        (info / "attributes").write_text("* -text -filter -ident -working-tree-encoding\n")
-        git.add("--all", "--force", ".")
-        git.commit("--quiet", "--allow-empty", "--no-verify", "--no-gpg-sign", "--message=Snapshot")
-        git.gc("--quiet", "--prune=now")
-    except GitCommandNotFound as error:
-        raise SnapshotError("The program `git` was not found on PATH. Install git, then run the command again.") from error
-    except GitCommandError as error:
-        raise SnapshotError(f"git could not make the snapshot ({error.stderr.strip()[-300:]}). It needs git 2.29.") from error
-    for left in ("COMMIT_EDITMSG", "gc.log"):
-        (tree / ".git" / left).unlink(missing_ok=True)
-
-
-_GIT_CONFIG = {
-    "core.logAllRefUpdates": "false",
-    "core.autocrlf": "false",
-    "core.fileMode": "true",
-    "core.trustctime": "false",  # an overlay gives other inodes and times of change than those in the index;
-    "core.checkStat": "minimal",  # without this the first `git status` would read every file of a large tree
-    "gc.auto": "0",
-    "pack.threads": "1",
-}
-
-
-def _git_environment(tree: Path) -> dict[str, str]:
-    """Say where everything is, so that neither the user's configuration nor an inherited GIT_* variable matters."""
-    folder = tree / ".git"
-    names = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in IDENTITY.items()}
-    return names | {
-        "GIT_DIR": str(folder),
-        "GIT_COMMON_DIR": str(folder),
-        "GIT_WORK_TREE": str(tree),
-        "GIT_INDEX_FILE": str(folder / "index"),
-        "GIT_OBJECT_DIRECTORY": str(folder / "objects"),
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES": "",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_SYSTEM": os.devnull,
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_COUNT": "0",
-        "GIT_CONFIG_PARAMETERS": "",
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_TEMPLATE_DIR": "",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_TRACE": "0",
-    }

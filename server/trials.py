@@ -22,6 +22,7 @@ from server.sandboxes.base import SandboxError
 from server.services import Services, open_services
 from server.settings import Settings
 from server.state import remove_tree
+from server.task_sources import task_folders
 from server.trial import (
     AgentInfo,
     HeldElsewhereError,
@@ -72,7 +73,7 @@ class Trials:
     def catalog(self) -> Catalog:
         """The tasks, read from their folders at first use."""
         if self._catalog is None:
-            self._catalog = load_catalog(self.settings.tasks)
+            self._catalog = load_catalog(task_folders(self.settings))
         return self._catalog
 
     def offered(self, query: str = "") -> tuple[Task, ...]:

@@ -14,6 +14,18 @@ BUNDLED = Path(__file__).parent / "bundled"
 MAX_TASKS = 10_000
 
 
+class Place(NamedTuple):
+    """A folder to look for tasks in: it is a task or holds tasks.
+
+    With ``digests``, tasks by id, nothing else may lie there: a task that has another digest is refused. ``remedy`` says
+    what to do about a folder that cannot be read, or a task that is refused.
+    """
+
+    folder: Path
+    digests: Mapping[str, str] | None = None
+    remedy: str = "Check SEATRIAL_TASKS."
+
+
 class Problem(NamedTuple):
     """A folder that is no usable task, and what to do about it."""
 
@@ -48,7 +60,7 @@ class Catalog:
         return tuple(task for task in self.tasks.values() if all(word in _searched(task) for word in words))
 
 
-def load_catalog(folders: Sequence[Path] = ()) -> Catalog:
+def load_catalog(folders: Sequence[Path | Place] = ()) -> Catalog:
     """Read the bundled tasks, then those of ``folders``: each is a task folder or holds task folders.
 
     A task that is broken, or whose id is taken, becomes a problem and does not hide the others.
@@ -56,36 +68,56 @@ def load_catalog(folders: Sequence[Path] = ()) -> Catalog:
     tasks: dict[str, Task] = {}
     problems: list[Problem] = []
     for folder in (BUNDLED, *folders):
-        try:
-            candidates = list(_task_folders(folder))
-        except TaskError as error:
-            problems.append(Problem(folder, str(error)))
-            continue
-        for candidate in candidates:
-            try:
-                task = load_task(candidate)
-            except TaskError as error:
-                problems.append(Problem(candidate, str(error)))
+        for found in read_place(folder if isinstance(folder, Place) else Place(folder)):
+            if isinstance(found, Problem):
+                problems.append(found)
                 continue
-            first = tasks.setdefault(task.id, task)
-            if first.folder != task.folder:
-                problems.append(Problem(candidate, _taken(task, first)))
+            first = tasks.setdefault(found.id, found)
+            if first.folder != found.folder:
+                problems.append(Problem(found.folder, _taken(found, first)))
     return Catalog(MappingProxyType(tasks), tuple(problems))
 
 
-def _task_folders(folder: Path) -> Iterator[Path]:
-    """Yield ``folder`` if it is a task, else the tasks in it, by name; what lies deeper is not looked at."""
+def read_place(place: Place) -> Iterator[Task | Problem]:
+    """Yield every task of one place, and every problem there is with it."""
+    try:
+        candidates = list(_task_folders(place))
+    except TaskError as error:
+        yield Problem(place.folder, str(error))
+        return
+    for candidate in candidates:
+        try:
+            yield _read(candidate, place)
+        except TaskError as error:
+            yield Problem(candidate, str(error))
+
+
+def _read(folder: Path, place: Place) -> Task:
+    if place.digests is None:
+        return load_task(folder)
+    if folder.is_symlink():
+        raise TaskError(f"{folder} is a symbolic link. Put the task itself there.")
+    task = load_task(folder)
+    if place.digests.get(task.id) != task.digest:
+        how = "differs from what" if task.id in place.digests else "was not there when its source"
+        raise TaskError(f"{folder} {how} was added: its files were changed by hand. {place.remedy}")
+    return task
+
+
+def _task_folders(place: Place) -> Iterator[Path]:
+    """Yield the place's folder if it is a task, else the tasks in it, by name; what lies deeper is not looked at."""
+    folder = place.folder
     try:
         if _is_task(folder):
             yield folder
             return
         found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and _is_task(entry))
     except OSError as error:
-        raise TaskError(f"The tasks folder {folder} cannot be read ({error.strerror}). Check SEATRIAL_TASKS.") from error
+        raise TaskError(f"The tasks folder {folder} cannot be read ({error.strerror}). {place.remedy}") from error
     if not found and folder != BUNDLED:
-        raise TaskError(f"{folder} holds no task: neither it nor a folder in it has a task.toml. Check SEATRIAL_TASKS.")
+        raise TaskError(f"{folder} holds no task: neither it nor a folder in it has a task.toml. {place.remedy}")
     if len(found) > MAX_TASKS:
-        raise TaskError(f"{folder} holds more than {MAX_TASKS:,} tasks. Name smaller folders in SEATRIAL_TASKS.")
+        raise TaskError(f"{folder} holds more than {MAX_TASKS:,} tasks. Name smaller folders.")
     yield from found
 
 

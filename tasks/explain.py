@@ -8,13 +8,16 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tasks.model import DirectorySource, EnvironmentFacts, PypiSource, SeaTrialFacts, VerifierFacts
+from tasks.model import DirectorySource, EnvironmentFacts, GitSource, PypiSource, SeaTrialFacts, VerifierFacts
 
 HINTS = {
     "sha256": "must be 64 lower-case hexadecimal digits, the SHA-256 of the released archive",
     "name": "must be the project's name on the package index",
     "version": "must be one exact version",
     "python": "must be a version specifier such as '>=3.11,<3.14'",
+    "url": "must be the URL of a repository, git@host:path or an absolute path",
+    "commit": "must be the whole id of a commit, 40 lower-case hexadecimal digits",
+    "subfolder": "must be a plain path below the repository's top",
     "title": "must be one line of at most 300 characters",
     "language": "must be one line of at most 300 characters",
     "difficulty": "must be one line of at most 300 characters",
@@ -26,7 +29,7 @@ HINTS = {
 }
 MAX_SHOWN = 5
 
-_TABLES = (SeaTrialFacts, PypiSource, DirectorySource, EnvironmentFacts, VerifierFacts)
+_TABLES = (SeaTrialFacts, PypiSource, DirectorySource, GitSource, EnvironmentFacts, VerifierFacts)
 _KEYS = sorted({key for table in _TABLES for key in table.model_fields})
 
 
@@ -45,7 +48,7 @@ def explain(where: Path, error: ValidationError, prefix: str = "", keys: Sequenc
 def _field(problem: ErrorDetails, prefix: str) -> str:
     """Return the dotted path as it stands in the file; pydantic adds the source's kind to it."""
     loc = [str(part)[:80] for part in problem["loc"]]
-    if len(loc) > 1 and loc[0] in ("snapshot", "solution") and loc[1] in ("pypi", "directory"):
+    if len(loc) > 1 and loc[0] in ("snapshot", "solution") and loc[1] in ("pypi", "directory", "git"):
         del loc[1]
     return ".".join([prefix, *loc] if prefix else loc) or "the file"
 
@@ -60,9 +63,9 @@ def _what(problem: ErrorDetails, keys: Sequence[str]) -> str:
         close = difflib.get_close_matches(key, keys, 1)
         return f"is not a key we know. {f'Did you mean {close[0]!r}?' if close else 'Remove it.'}"
     if kind == "union_tag_not_found":
-        return "needs a key 'kind': 'pypi' or 'directory'. Add it."
+        return "needs a key 'kind': 'pypi', 'git' or 'directory'. Add it."
     if kind == "union_tag_invalid":
-        return f"has kind {_shown((problem.get('ctx') or {}).get('tag'))}; it can be 'pypi' or 'directory'. Correct it."
+        return f"has kind {_shown((problem.get('ctx') or {}).get('tag'))}; it can be 'pypi', 'git' or 'directory'. Correct it."
     hint = HINTS.get(key, HINTS.get(kind, "")) if kind in ("string_pattern_mismatch", "string_too_long") else ""
     rule = hint or problem["msg"].removeprefix("Value error, ")
     rule = re.sub(r"^\w+ should", "must", rule, count=1).replace("must be a valid", "must be a", 1)

@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.container import HarborFacts
 from tasks.facts import Facts, ResourceLimits
@@ -30,7 +30,23 @@ class DirectorySource(Facts):
     path: str
 
 
-Source = Annotated[PypiSource | DirectorySource, Field(discriminator="kind")]
+class GitSource(Facts):
+    """One commit of a repository, or a folder in it. Only ``commit`` says what it is; ``url`` is where to fetch it."""
+
+    kind: Literal["git"]
+    url: str = Field(pattern=r"^((https?|ssh|file)://|/|[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:)[^\x00-\x20\x7f]+$")
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+    subfolder: str = Field(default="", pattern=r"^([^/\\\x00-\x1f\x7f]+(/[^/\\\x00-\x1f\x7f]+)*)?$")
+
+    @field_validator("subfolder")
+    @classmethod
+    def _plain(cls, subfolder: str) -> str:
+        if any(part in (".", "..") or part.lower() == ".git" for part in subfolder.split("/")):
+            raise ValueError("must be a plain path below the repository's top")
+        return subfolder
+
+
+Source = Annotated[PypiSource | DirectorySource | GitSource, Field(discriminator="kind")]
 
 
 class EnvironmentFacts(Facts):

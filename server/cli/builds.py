@@ -13,6 +13,7 @@ from server.environments import build_environment, on_docker
 from server.services import open_bench
 from server.settings import Settings, with_sandbox
 from server.state import State, open_state
+from server.task_sources import task_folders
 from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import Task
@@ -31,10 +32,10 @@ class Built:
     error: str
 
 
-def build_tasks(task_ids: Sequence[str], sandbox: str = "", *, as_json: bool) -> int:
+def build_tasks(task_ids: Sequence[str], sandbox: str = "", *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Build the named tasks, or all; one that fails does not stop the others, but makes the code 1."""
-    settings = with_sandbox(Settings.from_environment(), sandbox)
-    catalog = load_catalog(settings.tasks)
+    settings = with_sandbox(Settings.from_environment(), sandbox).with_tasks(folders)
+    catalog = load_catalog(task_folders(settings))
     wanted = chosen(catalog, task_ids)
     check_machine(settings, wanted)
     state = open_state(settings)

@@ -17,6 +17,11 @@ from tasks.errors import SeaTrialError, UnknownTaskError
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Task ids; none means all.")]
 
+Folders = Annotated[
+    list[str] | None,
+    typer.Option("--tasks", metavar="FOLDER", help="Tasks in place of those in SEATRIAL_TASKS; may be repeated."),
+]
+
 app = typer.Typer(
     name="seatrial",
     add_completion=False,
@@ -25,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Benchmark any coding agent that speaks MCP, on real engineering tasks.",
 )
-task_commands = typer.Typer(no_args_is_help=True, help="List, show and build tasks.")
+task_commands = typer.Typer(no_args_is_help=True, help="List, show and build tasks; add your own.")
 app.add_typer(task_commands, name="tasks")
 
 
@@ -142,48 +147,91 @@ def serve(context: typer.Context) -> None:
 @task_commands.command("list")
 def tasks_list(
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Every one must occur in the task.")] = None,
+    folders: Folders = None,
     as_json: Json = False,
 ) -> None:
     """List the tasks, and the folders that could not be read."""
     from server.cli.tasks import list_tasks
 
-    raise typer.Exit(list_tasks(" ".join(words or []), as_json=as_json))
+    raise typer.Exit(list_tasks(" ".join(words or []), as_json=as_json, folders=folders or ()))
 
 
 @task_commands.command("show")
-def tasks_show(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+def tasks_show(task_id: Annotated[str, typer.Argument(metavar="ID")], folders: Folders = None, as_json: Json = False) -> None:
     """Show one task: its instruction, its limits, how it is judged."""
     from server.cli.tasks import show_task
 
-    raise typer.Exit(show_task(task_id, as_json=as_json))
+    raise typer.Exit(show_task(task_id, as_json=as_json, folders=folders or ()))
 
 
 @task_commands.command("build")
 def tasks_build(
     task_ids: Ids = None,
     sandbox: Annotated[str, typer.Option("--sandbox", metavar="local|docker|auto", callback=_backend, help="Where.")] = "",
+    folders: Folders = None,
     as_json: Json = False,
 ) -> None:
     """Fetch and set up what tasks need; afterwards they work with the network off."""
     from server.cli.builds import build_tasks
 
-    raise typer.Exit(build_tasks(task_ids or [], sandbox, as_json=as_json))
+    raise typer.Exit(build_tasks(task_ids or [], sandbox, as_json=as_json, folders=folders or ()))
+
+
+@task_commands.command("add")
+def tasks_add(
+    location: Annotated[str, typer.Argument(metavar="PATH|GIT_URL[@REV][:SUBFOLDER]", help="A task, or a folder of tasks.")],
+    name: Annotated[str, typer.Option("--name", help="A name for the source; default: the last part of its own.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Add tasks of your own: a folder is used where it is, a repository is fetched and pinned to its commit."""
+    from server.cli.sources import add_tasks
+
+    raise typer.Exit(add_tasks(location, name, as_json=as_json))
+
+
+@task_commands.command("remove")
+def tasks_remove(name: Annotated[str, typer.Argument(metavar="NAME", help="A source.")], as_json: Json = False) -> None:
+    """Take a source of tasks out again; a folder of yours is left as it is."""
+    from server.cli.sources import remove_tasks
+
+    raise typer.Exit(remove_tasks(name, as_json=as_json))
+
+
+@task_commands.command("update")
+def tasks_update(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sources; none means all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look again at sources of tasks, fetching what their revision is now, and say what changed."""
+    from server.cli.sources import update_tasks
+
+    raise typer.Exit(update_tasks(names or [], as_json=as_json))
+
+
+@task_commands.command("sources")
+def tasks_sources(as_json: Json = False) -> None:
+    """List the sources of tasks that were added."""
+    from server.cli.sources import list_sources
+
+    raise typer.Exit(list_sources(as_json=as_json))
 
 
 @app.command("run")
-def run_trials(  # noqa: PLR0913 - a command's options
+def run_trials(  # noqa: PLR0913 - an option each
     agent: Annotated[str, typer.Option("--agent", metavar="oracle|nop", callback=_agent, help="The reference agent.")],
     task_ids: Annotated[list[str], typer.Option("--task", metavar="ID", help="A task; may be repeated.")],
     repetitions: Annotated[int, typer.Option("-k", min=1, max=1000, help="Trials of each task.")] = 1,
     concurrency: Annotated[int, typer.Option("-n", min=0, max=256, help="Trials at once; 0: as cores and memory allow.")] = 0,
     sandbox: Annotated[str, typer.Option("--sandbox", metavar="local|docker|auto", callback=_backend, help="Where.")] = "",
     job: Annotated[str, typer.Option("--job", callback=_printable, help="A name for the results; default: the time.")] = "",
+    folders: Folders = None,
     as_json: Json = False,
 ) -> None:
     """Run a reference agent: a real client that starts the real server and uses its tools."""
     from server.cli.runs import Wanted, run_agents
 
-    raise typer.Exit(run_agents(Wanted([agent], task_ids, repetitions, concurrency, job, sandbox), as_json=as_json))
+    wanted = Wanted([agent], task_ids, repetitions, concurrency, job, sandbox, folders or ())
+    raise typer.Exit(run_agents(wanted, as_json=as_json))
 
 
 @app.command()

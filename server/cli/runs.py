@@ -21,6 +21,7 @@ from server.gold import gold_script
 from server.settings import Settings, inherited_environment, with_sandbox
 from server.state import State, open_state
 from server.store import open_store
+from server.task_sources import task_folders
 from tasks.catalog import load_catalog
 from tasks.model import Task
 
@@ -29,7 +30,10 @@ PHASES = ("start", "open", "work", "verify", "total")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The trials that are asked for; ``concurrency`` 0 means as many as cores and memory allow, ``job`` "" a new name."""
+    """The trials that are asked for; ``concurrency`` 0 means as many as cores and memory allow, ``job`` "" a new name.
+
+    ``folders`` of tasks stand in place of those in SEATRIAL_TASKS.
+    """
 
     agents: Sequence[str]
     tasks: Sequence[str]
@@ -37,6 +41,7 @@ class Wanted:
     concurrency: int = 0
     job: str = ""
     sandbox: str = ""
+    folders: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ def play(wanted: Wanted) -> Finished:
         UnknownTaskError: there is no such task.
         UnusableError: no sandbox can work here.
     """
-    settings = with_sandbox(Settings.from_environment(), wanted.sandbox)
-    tasks = chosen(load_catalog(settings.tasks), wanted.tasks)
+    settings = with_sandbox(Settings.from_environment(), wanted.sandbox).with_tasks(wanted.folders)
+    tasks = chosen(load_catalog(task_folders(settings)), wanted.tasks)
     check_machine(settings, tasks)
     state = open_state(settings)
     job = wanted.job or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -85,7 +90,9 @@ def play(wanted: Wanted) -> Finished:
 
 def launch(settings: Settings) -> Launch:
     """Return how to start our server from anywhere, with the settings of this process."""
-    environment = inherited_environment() | {"SEATRIAL_STATE": str(settings.state), "SEATRIAL_SANDBOX": settings.sandbox}
+    folders = os.pathsep.join(map(str, settings.tasks))
+    ours = {"SEATRIAL_STATE": str(settings.state), "SEATRIAL_TASKS": folders, "SEATRIAL_SANDBOX": settings.sandbox}
+    environment = inherited_environment() | ours
     return Launch((sys.executable, "-I", "-m", "server", "serve"), environment)
 
 

@@ -1,7 +1,6 @@
 """`seatrial serve`: MCP over stdio. Clients wait for its first answer, so it is parsed without typer and loads nothing else."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import anyio
 
 from server.app import serve as serve_stdio
 from server.settings import Assignment, Settings
+from server.task_sources import task_folders
 from tasks.catalog import load_catalog
 from tasks.errors import SeaTrialError, UnknownTaskError
 
@@ -52,7 +52,7 @@ def check_task(settings: Settings) -> None:
     """
     if not settings.assignment.task:
         return
-    catalog = load_catalog(settings.tasks)
+    catalog = load_catalog(task_folders(settings))
     try:
         catalog.find(settings.assignment.task)
     except UnknownTaskError as error:
@@ -62,11 +62,10 @@ def check_task(settings: Settings) -> None:
 def settings_of(arguments: Sequence[str]) -> Settings:
     """Return the environment's settings as changed by ``arguments``; a wrong option ends the process with code 2."""
     given = _parser().parse_args(arguments)
-    settings = Settings.from_environment()
+    settings = Settings.from_environment().with_tasks(given.tasks)
     return replace(
         settings,
         state=Path(given.state).expanduser().absolute() if given.state else settings.state,
-        tasks=_folders(given.tasks) or settings.tasks,
         reveal=given.reveal or settings.reveal,
         containment=given.containment or settings.containment,
         sandbox=given.sandbox or settings.sandbox,
@@ -113,8 +112,3 @@ def _count(value: str) -> int:
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
         raise argparse.ArgumentTypeError(f"{value[:50]!r} is no whole number from 0 on")
     return int(value)
-
-
-def _folders(values: Sequence[str] | None) -> tuple[Path, ...]:
-    parts = [part for value in values or () for part in value.split(os.pathsep) if part]
-    return tuple(Path(part).expanduser().absolute() for part in parts)

@@ -1,14 +1,17 @@
 """`seatrial tasks list | show`."""
 
+from collections.abc import Sequence
+
 from server.cli.display import write_json, write_line, write_table
 from server.settings import Settings
+from server.task_sources import task_folders
 from tasks.catalog import load_catalog
-from tasks.model import HarborTask, PypiSource, PytestTask, Task
+from tasks.model import HarborTask, PytestTask, Source, Task
 
 
-def list_tasks(query: str, *, as_json: bool) -> int:
+def list_tasks(query: str, *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Print the tasks that match ``query``; folders that cannot be used are named below."""
-    catalog = load_catalog(Settings.from_environment().tasks)
+    catalog = load_catalog(task_folders(Settings.from_environment().with_tasks(folders)))
     found = catalog.search(query)
     problems = [problem.message for problem in catalog.problems]
     if as_json:
@@ -24,9 +27,9 @@ def list_tasks(query: str, *, as_json: bool) -> int:
     return 0
 
 
-def show_task(task_id: str, *, as_json: bool) -> int:
+def show_task(task_id: str, *, as_json: bool, folders: Sequence[str] = ()) -> int:
     """Print one task as its operator sees it."""
-    task = load_catalog(Settings.from_environment().tasks).find(task_id)
+    task = load_catalog(task_folders(Settings.from_environment().with_tasks(folders))).find(task_id)
     if as_json:
         write_json(task.model_dump(mode="json"))
         return 0
@@ -52,8 +55,7 @@ def show_task(task_id: str, *, as_json: bool) -> int:
 
 def _start(task: Task) -> str:
     if isinstance(task, PytestTask):
-        source = task.facts.snapshot
-        return f"{source.name} {source.version}" if isinstance(source, PypiSource) else f"a {source.kind}"
+        return starting_point(task.facts.snapshot)
     assert isinstance(task, HarborTask)
     image = task.harbor.container.image
     return f"the image {image.docker_image}" if image.docker_image else f"{image.context}/{image.dockerfile}"
@@ -65,3 +67,12 @@ def _judged(task: Task) -> str:
     assert isinstance(task, HarborTask)
     steps = len(task.harbor.steps)
     return f"its test.sh ({task.harbor.assurance})" + (f", in {steps} steps" if steps > 1 else "")
+
+
+def starting_point(source: Source) -> str:
+    """Return where a snapshot comes from, in a few words."""
+    if source.kind == "pypi":
+        return f"{source.name} {source.version}"
+    if source.kind == "git":
+        return f"{source.url} at {source.commit[:12]}" + (f", folder {source.subfolder}" if source.subfolder else "")
+    return source.path

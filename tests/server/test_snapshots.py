@@ -17,8 +17,9 @@ import pytest
 
 from server.archives import ArchiveError
 from server.downloads import DownloadError
+from server.repositories import RepositoryError
 from server.settings import Settings
-from server.snapshots import EPOCH_S, SnapshotError, build_snapshot, build_truth, find_snapshot, find_truth
+from server.snapshots import EPOCH_S, build_snapshot, build_truth, find_snapshot, find_truth
 from server.state import State, open_state, remove_tree
 from tasks.catalog import load_catalog
 from tasks.model import DirectorySource, PypiSource
@@ -218,7 +219,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(state: State, task_
 def test_without_the_git_program_it_is_told_what_to_install(state: State, task_folder: Path, tmp_path: Path) -> None:
     answer, _ = build_elsewhere(state, task_folder, PATH=str(tmp_path)).communicate(timeout=60)
 
-    assert answer.startswith(SnapshotError.__name__)
+    assert answer.startswith(RepositoryError.__name__)
     assert "Install git" in answer
     assert find_snapshot(REPO, task_folder, state) is None
 

@@ -130,7 +130,22 @@ BAD_TOML = {
     "typo": ("test_paths", "test_path", r"Did you mean 'test_paths'\?"),
     "unknown table": ("[metadata.seatrial.environment]", "[metadata.seatrial.enviroment]", "Did you mean 'environment'"),
     "missing key": ('path = "solution/repo"', "", SEATRIAL + "solution.path is missing. Add it"),
-    "kind": ('kind = "directory"\npath = "environment/repo"', 'kind = "git"', "snapshot has kind 'git'; it can be 'pypi'"),
+    "kind": ('kind = "directory"\npath = "environment/repo"', 'kind = "svn"', "snapshot has kind 'svn'; it can be 'pypi'"),
+    "commit": (
+        'kind = "directory"\npath = "environment/repo"',
+        'kind = "git"\nurl = "https://host/x.git"\ncommit = "v1.0"',
+        "snapshot.commit must be the whole id of a commit",
+    ),
+    "url": (
+        'kind = "directory"\npath = "environment/repo"',
+        f'kind = "git"\nurl = "ext::sh -c true"\ncommit = "{"a" * 40}"',
+        "snapshot.url must be the URL of a repository",
+    ),
+    "subfolder": (
+        'kind = "directory"\npath = "environment/repo"',
+        f'kind = "git"\nurl = "/x"\ncommit = "{"a" * 40}"\nsubfolder = "a/../.."',
+        "snapshot.subfolder .*must be a plain path below",
+    ),
     "no kind": ('kind = "directory"\npath = "environment/repo"', 'path = "x"', "snapshot needs a key 'kind'"),
     "hash": (
         'kind = "directory"\npath = "environment/repo"',
