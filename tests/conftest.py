@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from docker_world import docker_image, no_docker_leaks
 from front_door import Agent, Serve, connected, reachable_folder, seatrial
+
+__all__ = ["docker_image", "no_docker_leaks"]
 
 
 def pytest_configure() -> None:
