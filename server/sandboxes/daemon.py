@@ -1,8 +1,9 @@
 """The Docker daemon: the one module that knows the library `docker`. Import it late: nothing else of the server needs it."""
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -82,6 +83,19 @@ def _client(version: str, options: Mapping[str, Any]) -> APIClient:
     client = APIClient(version=version, timeout=_TIMEOUT_S, max_pool_size=_THREADS, **options)
     client.trust_env = False  # else REQUESTS_CA_BUNDLE takes the place of the daemon's own certificate, and proxies get in
     return client
+
+
+@contextmanager
+def archive(client: APIClient, container: str, path: str) -> Generator[Iterator[bytes]]:
+    """Read a path of a container as a tar, in pieces.
+
+    The library's own call cannot be broken off, and Docker then holds the container.
+    """
+    address = f"{client.base_url}/v{client.api_version}/containers/{quote(container, safe='')}/archive"
+    with closing(client.get(address, params={"path": path}, stream=True, timeout=_TIMEOUT_S)) as response:
+        if response.status_code != 200:
+            raise DockerError(f"Docker refused: {response.text.strip()[:500]}", response.status_code)
+        yield response.iter_content(1 << 20)
 
 
 def _explained(error: Exception, address: str) -> DockerError:

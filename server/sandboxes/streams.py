@@ -28,7 +28,6 @@ class Exec:
     user: str = ""
     cwd: str = ""
     stdin: bool = False
-    privileged: bool = False
 
 
 class Frames:
@@ -141,7 +140,6 @@ async def open_exec(daemon: Daemon, container: str, given: Exec) -> ExecStream:
             user=given.user,
             workdir=given.cwd or None,
             environment=dict(given.env) or None,
-            privileged=given.privileged,
         )
         reader = client.exec_start(made["Id"], socket=True)
         sock: socket.socket = getattr(reader, "_sock", reader)
