@@ -84,7 +84,7 @@ class ExecStream:
                 await anyio.wait_readable(self._socket)
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await anyio.wait_writable(self._socket)
-            except OSError as error:
+            except (OSError, ValueError, anyio.ClosedResourceError) as error:
                 raise DockerError(f"The stream to a container broke: {error}. Try again.") from error
 
     async def receive(self) -> list[tuple[int, bytes]] | None:
@@ -92,7 +92,10 @@ class ExecStream:
         while True:
             data, self._early = self._early or self._received(), b""
             if data is None:
-                await anyio.wait_readable(self._socket)
+                try:
+                    await anyio.wait_readable(self._socket)
+                except (anyio.ClosedResourceError, ValueError):  # closed by us
+                    return None
             elif not data:
                 return None
             elif pieces := self._frames.take(data):
