@@ -2,8 +2,9 @@
 
 import os
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,6 +20,9 @@ _LANES = 20
 _ANSWER_S = 60.0
 _STOP_S = 20.0
 _RETRY_S = 0.2
+_POLL_S = 0.02
+_ALIVE_S = 0.3
+_PATIENCE_S = 2.0
 _SMALL = 64 << 10
 
 
@@ -87,25 +91,31 @@ class Pool:
             await self.ended()
 
     async def ended(self) -> None:
-        """Return if the container still runs.
+        """Return if the container still runs after a lane has ended. Docker may note its end later than we see it.
 
         Raises:
-            SandboxDiedError: it does not.
+            SandboxDiedError: it does not run.
         """
-        if not self.died:
+        patience = anyio.current_time()
+        while not self.died:
             try:
                 state = (await containers.inspect(self._daemon, self._container))["State"]
             except DockerError as error:
                 self.die("it was removed" if error.status == 404 else "the Docker daemon went away")
-            else:
-                if state.get("OOMKilled"):
-                    reason = f"it ran out of its memory (limit {self._spec.limits.memory_bytes >> 20} MiB)"
-                else:
-                    reason = f"its container ended or was killed (exit code {state.get('ExitCode')})"
-                if not state["Running"]:
-                    self.die(reason)
+                break
+            if not state["Running"]:
+                self.die(self._reason(state))
+            waited = anyio.current_time() - patience
+            if waited > _PATIENCE_S or (waited > _ALIVE_S and not all(lane.over for lane in self._all)):
+                break
+            await anyio.sleep(_POLL_S)
         if self.died:
             raise SandboxDiedError(self.died)
+
+    def _reason(self, state: Mapping[str, Any]) -> str:
+        if state.get("OOMKilled"):
+            return f"it ran out of its memory (limit {self._spec.limits.memory_bytes >> 20} MiB)"
+        return f"its container ended or was killed (exit code {state.get('ExitCode')})"
 
     def die(self, reason: str) -> None:
         """Note why the sandbox is over (the first reason counts) and end all that is under way."""
