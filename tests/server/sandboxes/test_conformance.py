@@ -431,7 +431,8 @@ async def test_one_that_ran_out_of_memory_says_so(machines: Machines) -> None:
 async def test_many_can_be_open_at_once(machines: Machines) -> None:
     async def one() -> None:
         async with machines.place(SMALL) as place, place.opened() as sandbox:
-            assert [data for stream, data in (await bash(sandbox, "echo here")).pieces if stream == STDOUT] == [b"here\n"]
+            ran = await bash(sandbox, "echo here")
+            assert (ran.text, {stream for stream, _ in ran.pieces}) == ("here\n", {STDOUT})
 
     with anyio.fail_after(120):
         async with anyio.create_task_group() as group:
