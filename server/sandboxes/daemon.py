@@ -1,5 +1,6 @@
 """The Docker daemon: the one module that knows the library `docker`. Import it late: nothing else of the server needs it."""
 
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
@@ -72,11 +73,20 @@ def connect() -> Daemon:
                 f"DOCKER_HOST is {address}: Docker over ssh cannot be used here. Forward its socket instead"
                 " (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and set DOCKER_HOST=unix:///tmp/docker.sock."
             )
+        _knock(address)
         with closing(_client("1.24", options)) as first:
             spoken = first.version(api_version=False)["ApiVersion"]
         return Daemon(_client(spoken, options), address)
-    except (DockerException, requests.RequestException) as error:
+    except (DockerException, requests.RequestException, OSError) as error:
         raise _explained(error, address) from error
+
+
+def _knock(address: str) -> None:
+    """See whether a daemon's Unix socket lets us in: the library forgets to close one that does not."""
+    scheme, _, path = address.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.connect(path)
 
 
 def _client(version: str, options: Mapping[str, Any]) -> APIClient:
