@@ -11,7 +11,7 @@ from typing import IO, Any
 import anyio
 
 from server.sandboxes.base import CommandResult, Limits, OnOutput, PathError
-from server.sandboxes.daemon import Daemon, DockerError
+from server.sandboxes.daemon import Daemon, DockerError, archive
 from server.sandboxes.streams import Exec, ExecStream, open_exec
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "NET_BIND_SERVICE", "KILL", "SYS_CHROOT")
@@ -192,12 +192,12 @@ async def get(daemon: Daemon, container: str, path: str, limit_bytes: int) -> by
     """
 
     def work(client: Any) -> bytes:
-        pieces, _ = client.get_archive(container, path)
         collected = io.BytesIO()
-        for piece in pieces:
-            collected.write(piece)
-            if collected.tell() > limit_bytes:
-                raise DockerError(f"{path} of the container is larger than {limit_bytes} bytes. Ask for less of it.")
+        with archive(client, container, path) as pieces:
+            for piece in pieces:
+                collected.write(piece)
+                if collected.tell() > limit_bytes:
+                    raise DockerError(f"{path} of the container is larger than {limit_bytes} bytes. Ask for less of it.")
         return collected.getvalue()
 
     try:
@@ -262,7 +262,7 @@ async def execute(  # noqa: PLR0913
         timed_out = scope.cancelled_caught
     finally:
         if not ended:
-            await _kill_marked(daemon, container, mark)
+            await _kill_marked(daemon, container, user, mark)
         stream.close()
     code = await _exit_code(daemon, stream.id) if ended else -9
     if code in (126, 127) and said.startswith(b"OCI runtime exec failed"):
@@ -306,12 +306,12 @@ async def _exit_code(daemon: Daemon, id: str) -> int:
         await anyio.sleep(0.01)
 
 
-async def _kill_marked(daemon: Daemon, container: str, mark: str) -> None:
-    """Kill what carries a mark; if that cannot be done, the whole container."""
+async def _kill_marked(daemon: Daemon, container: str, user: str, mark: str) -> None:
+    """Kill what carries a mark, as its user (whose environment even root may not see); if that fails, the whole container."""
     with anyio.CancelScope(shield=True):
         try:
             with anyio.fail_after(_KILL_S):
-                killer = Exec(["sh", "-c", _KILL_MARKED, "sh", mark], user="0", cwd="/", privileged=True)
+                killer = Exec(["sh", "-c", _KILL_MARKED, "sh", mark], user=user, cwd="/")
                 stream = await open_exec(daemon, container, killer)
                 try:
                     while await stream.receive() is not None:

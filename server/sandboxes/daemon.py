@@ -1,8 +1,10 @@
 """The Docker daemon: the one module that knows the library `docker`. Import it late: nothing else of the server needs it."""
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import socket
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -38,11 +40,6 @@ class Daemon:
         self.limits_storage = True
         """Whether containers may be made with a size; `containers.create` notes it when the daemon refuses."""
 
-    @property
-    def api_version(self) -> str:
-        """The version of Docker's API that is spoken."""
-        return str(self._client.api_version)
-
     async def call(self, work: Callable[[Any], T]) -> T:
         """Run ``work`` in a thread; if we are cancelled it is left alone to end by itself.
 
@@ -50,6 +47,11 @@ class Daemon:
             DockerError: whatever Docker, or the way to it, refused.
         """
         return await anyio.to_thread.run_sync(self._guarded, work, abandon_on_cancel=True, limiter=self._threads)
+
+    @property
+    def api_version(self) -> str:
+        """The version of Docker's API that is spoken."""
+        return str(self._client.api_version)
 
     async def find(self, work: Callable[[Any], T]) -> T | None:
         """Do as `call`; None where what is asked for does not exist."""
@@ -85,17 +87,39 @@ def connect() -> Daemon:
                 f"DOCKER_HOST is {address}: Docker over ssh cannot be used here. Forward its socket instead"
                 " (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and set DOCKER_HOST=unix:///tmp/docker.sock."
             )
+        _knock(address)
         with closing(_client("1.24", options)) as first:
             spoken = first.version(api_version=False)["ApiVersion"]
         return Daemon(_client(spoken, options), address)
-    except (DockerException, requests.RequestException) as error:
+    except (DockerException, requests.RequestException, OSError) as error:
         raise _explained(error, address) from error
+
+
+def _knock(address: str) -> None:
+    """See whether a daemon's Unix socket lets us in: the library forgets to close one that does not."""
+    scheme, _, path = address.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.connect(path)
 
 
 def _client(version: str, options: Mapping[str, Any]) -> APIClient:
     client = APIClient(version=version, timeout=_TIMEOUT_S, max_pool_size=_THREADS, **options)
     client.trust_env = False  # else REQUESTS_CA_BUNDLE takes the place of the daemon's own certificate, and proxies get in
     return client
+
+
+@contextmanager
+def archive(client: APIClient, container: str, path: str) -> Generator[Iterator[bytes]]:
+    """Read a path of a container as a tar, in pieces.
+
+    The library's own call cannot be broken off, and Docker then holds the container.
+    """
+    address = f"{client.base_url}/v{client.api_version}/containers/{quote(container, safe='')}/archive"
+    with closing(client.get(address, params={"path": path}, stream=True, timeout=_TIMEOUT_S)) as response:
+        if response.status_code != 200:
+            raise DockerError(f"Docker refused: {response.text.strip()[:500]}", response.status_code)
+        yield response.iter_content(1 << 20)
 
 
 def _explained(error: Exception, address: str) -> DockerError:

@@ -28,7 +28,6 @@ class Exec:
     user: str = ""
     cwd: str = ""
     stdin: bool = False
-    privileged: bool = False
 
 
 class Frames:
@@ -64,12 +63,13 @@ class Frames:
 class ExecStream:
     """A running exec; made by `open_exec`, closed by whoever opened it. One task may read at a time, and one write."""
 
-    def __init__(self, id: str, response: Any, sock: socket.socket) -> None:
+    def __init__(self, id: str, reader: Any) -> None:
         self.id = id
-        self._response = response  # closes the socket when it is forgotten
-        self._socket = sock
+        self._reader, self._response = reader, reader._response  # which closes the socket when it is forgotten
+        self._socket: socket.socket = getattr(reader, "_sock", reader)
+        self._socket.setblocking(False)
         self._frames = Frames()
-        self._early = _buffered(response)
+        self._early = _buffered(self._response)
 
     async def send(self, data: bytes) -> None:
         """Write all of ``data``.
@@ -85,7 +85,7 @@ class ExecStream:
                 await anyio.wait_readable(self._socket)
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await anyio.wait_writable(self._socket)
-            except OSError as error:
+            except (OSError, ValueError, anyio.ClosedResourceError) as error:
                 raise DockerError(f"The stream to a container broke: {error}. Try again.") from error
 
     async def receive(self) -> list[tuple[int, bytes]] | None:
@@ -93,7 +93,10 @@ class ExecStream:
         while True:
             data, self._early = self._early or self._received(), b""
             if data is None:
-                await anyio.wait_readable(self._socket)
+                try:
+                    await anyio.wait_readable(self._socket)
+                except (anyio.ClosedResourceError, ValueError):  # closed by us
+                    return None
             elif not data:
                 return None
             elif pieces := self._frames.take(data):
@@ -114,8 +117,9 @@ class ExecStream:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._response.close()
-        with suppress(OSError):
-            self._socket.close()
+        for held in (self._response.raw._fp, self._reader, self._socket):  # each keeps the socket open by itself
+            with suppress(OSError):
+                held.close()
 
 
 def _buffered(response: Any) -> bytes:
@@ -141,11 +145,7 @@ async def open_exec(daemon: Daemon, container: str, given: Exec) -> ExecStream:
             user=given.user,
             workdir=given.cwd or None,
             environment=dict(given.env) or None,
-            privileged=given.privileged,
         )
-        reader = client.exec_start(made["Id"], socket=True)
-        sock: socket.socket = getattr(reader, "_sock", reader)
-        sock.setblocking(False)
-        return ExecStream(made["Id"], reader._response, sock)
+        return ExecStream(made["Id"], client.exec_start(made["Id"], socket=True))
 
     return await daemon.call(start)
