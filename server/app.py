@@ -165,7 +165,7 @@ def _add_resources(server: SeaTrialServer) -> None:
     async def task_resource(task_id: str, ctx: Context[Trials, Any]) -> str:
         """A task: what get_task shows, as JSON."""
         try:
-            task = ctx.request_context.lifespan_context.task(task_id)
+            task = ctx.request_context.lifespan_context.offer.task(task_id)
         except SeaTrialError as error:
             raise ResourceNotFoundError(str(error)) from error
         facts = {"id": task.id, "title": task.title, "language": task.language, "difficulty": task.difficulty}

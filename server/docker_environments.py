@@ -45,6 +45,8 @@ class HarborEnvironment:
     def roots(self, step: Step) -> tuple[str, ...]:
         """Return the absolute paths that a submission of ``step`` consists of."""
         facts = self.task.harbor
+        if facts.assurance == "in-place" and self.workdir == "/":
+            return ()  # the machine itself: what differs says little, and is not carried anywhere
         artifacts = (one.source if one.source.startswith("/") else f"{self.workdir}/{one.source}" for one in step.artifacts)
         return tuple(dict.fromkeys([self.workdir, *artifacts, *map(str, facts.carry)]))
 

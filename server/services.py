@@ -36,10 +36,12 @@ class Services:
     def blobs(self) -> Blobs:
         return self.bench.blobs
 
-    @property
-    def made_containers(self) -> bool:
-        """Whether this state folder ever had containers, so that some may be left."""
-        return (self.state.private / "docker").exists()
+    async def reap_containers(self) -> None:
+        """Do as `reap` for what is left on docker, if this state folder ever had containers."""
+        if (self.state.private / "docker").exists():
+            from server.container_life import reap  # loads the Docker SDK, which only Docker tasks need
+
+            await reap(self.bench, self.is_over)
 
     def is_over(self, trial: str) -> bool:
         """Say whether a trial has ended, or never was."""

@@ -46,13 +46,6 @@ class TooManyWorkspacesError(SeaTrialError):
         super().__init__(f"{most} workspaces are open already. Submit or close one first.")
 
 
-class NotAssignedError(SeaTrialError):
-    """This server was started for one task only."""
-
-    def __init__(self, assigned: str) -> None:
-        super().__init__(f"This server is for the task {assigned!r} only. Call open_workspace with that task_id.")
-
-
 @dataclass(frozen=True)
 class AgentInfo:
     """Who connected, as far as it says."""
@@ -89,6 +82,14 @@ class Trial:
     @property
     def over(self) -> bool:
         return self.record.state in ("done", "error")
+
+    def building(self, then: str = "make the same call again") -> str:
+        """Say how far the environment is, and what to do meanwhile."""
+        waited = time.time() - self.record.created_at
+        return (
+            f"building: {self.stage} ({waited:.0f} s so far)\nThe environment is being built, once for all trials of this "
+            f"task. Nothing is wrong: wait a few seconds and {then}. Your time counts from when it is ready."
+        )
 
 
 def new_record(trial_id: str, task: Task, agent: AgentInfo, settings: Settings) -> TrialRecord:

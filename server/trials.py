@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from server.blobs import BlobError
 from server.builds import limits_of
 from server.environments import build_environment, find_environment
+from server.offers import Offer
 from server.patches import Patch, PatchError, load_patch
 from server.places import Environment
 from server.records import SubmittedBy, Verdict, trial_id_of
@@ -22,11 +23,9 @@ from server.sandboxes.base import SandboxError
 from server.services import Services, open_services
 from server.settings import Settings
 from server.state import remove_tree
-from server.task_sources import task_folders
 from server.trial import (
     AgentInfo,
     HeldElsewhereError,
-    NotAssignedError,
     StillBuildingError,
     TooManyWorkspacesError,
     Trial,
@@ -37,9 +36,8 @@ from server.trial import (
 from server.trial_log import TrialLog
 from server.verifiers.base import Submission
 from server.verifiers.judging import judge
-from server.verifiers.steps import combined, next_step
+from server.verifiers.steps import combined, is_last_in_fresh, next_step, step_news
 from server.workspaces import Workspace
-from tasks.catalog import Catalog, load_catalog
 from tasks.errors import SeaTrialError
 from tasks.model import HarborTask, Task
 
@@ -58,7 +56,7 @@ class Trials:
     """Every trial that this process works on; made by `open_trials`."""
 
     def __init__(self, settings: Settings, background: TaskGroup, stack: AsyncExitStack) -> None:
-        self.settings = settings
+        self.settings, self.offer = settings, Offer(settings)
         self._background, self._stack = background, stack
         self._trials: dict[str, Trial] = {}
         """By trial id, so that one that was recovered is found by its workspace id too."""
@@ -66,31 +64,7 @@ class Trials:
         self._found: dict[str, Environment] = {}
         """By task digest: to find one again would mean to read what may be a large tree."""
         self._finding = anyio.Lock()
-        self._catalog: Catalog | None = None
         self._services: Services | None = None
-
-    @property
-    def catalog(self) -> Catalog:
-        """The tasks, read from their folders at first use."""
-        if self._catalog is None:
-            self._catalog = load_catalog(task_folders(self.settings))
-        return self._catalog
-
-    def offered(self, query: str = "") -> tuple[Task, ...]:
-        """Return the tasks that this server may hand out."""
-        assigned = self.settings.assignment.task
-        return tuple(task for task in self.catalog.search(query) if not assigned or task.id == assigned)
-
-    def task(self, task_id: str) -> Task:
-        """Return a task that this server may hand out.
-
-        Raises:
-            UnknownTaskError, TaskError, NotAssignedError: it may not, or cannot.
-        """
-        assigned = self.settings.assignment.task
-        if assigned and task_id != assigned:
-            raise NotAssignedError(assigned)
-        return self.catalog.find(task_id)
 
     async def services(self) -> Services:
         """Open the state folder and the store at first use: their imports would delay the first answer of a server."""
@@ -103,7 +77,7 @@ class Trials:
 
     async def open(self, task_id: str, agent: AgentInfo) -> Trial:
         """Start a trial, or return the one that this server is for. Its environment may still have to be built."""
-        task = self.task(task_id)
+        task = self.offer.task(task_id)
         services = await self.services()
         async with self._finding:
             if self._assigned is not None:
@@ -206,7 +180,7 @@ class Trials:
         record = services.store.find_trial(trial_id)
         if record is None:
             raise UnknownWorkspaceError(workspace_id)
-        task = self.catalog.find(record.task)
+        task = self.offer.catalog.find(record.task)
         trial = Trial(workspace_id, task, record, TrialLog(trial_id, services))
         if trial.over:
             trial.ended.set()
@@ -247,19 +221,11 @@ class Trials:
         if trial.over or trial.record.state == "submitted":
             raise TrialEndedError(trial.record)
         if trial.workspace is None:
-            raise StillBuildingError(self.building(trial))
+            raise StillBuildingError(trial.building())
         if time.time() >= trial.record.deadline_at:
             await self.submit(trial, "time")
             raise TrialEndedError(trial.record)
         return trial, trial.workspace
-
-    def building(self, trial: Trial, then: str = "make the same call again") -> str:
-        """Say how far the environment of ``trial`` is, and what to do meanwhile."""
-        waited = time.time() - trial.record.created_at
-        return (
-            f"building: {trial.stage} ({waited:.0f} s so far)\nThe environment is being built, once for all trials of this "
-            f"task. Nothing is wrong: wait a few seconds and {then}. Your time counts from when it is ready."
-        )
 
     async def submit(self, trial: Trial, by: SubmittedBy) -> None:
         """Freeze the change and start judging it; an earlier submission stands. Wait for ``trial.ended`` for the verdict.
@@ -273,7 +239,7 @@ class Trials:
             if trial.over or trial.record.state == "submitted" or trial.news:
                 return
             if trial.workspace is None or trial.environment is None:
-                raise StillBuildingError(self.building(trial))
+                raise StillBuildingError(trial.building())
             await trial.workspace.freeze()
             trial.timings["work"] = round(time.time() - trial.record.ready_at, 3)
             try:
@@ -290,9 +256,8 @@ class Trials:
                     raise
                 self._end(trial, None, state="error", submitted_by=by, error_class="patch", error=repr(error)[:500])
                 return
-            trial.record = services.store.update_trial(
-                trial.id, state="submitted", patch=patch.digest, submitted_by=by, timings=trial.timings
-            )
+            changes = {"state": "submitted", "patch": patch.digest, "submitted_by": by, "timings": trial.timings}
+            trial.record = services.store.update_trial(trial.id, **changes)
             trial.judged = anyio.Event()
             self._background.start_soon(self._guarded, self._judge, trial, patch)
 
@@ -312,7 +277,7 @@ class Trials:
     async def _judge(self, trial: Trial, patch: Patch) -> None:
         services, started = self._opened, time.monotonic()
         try:
-            if self._kept_for(trial):
+            if is_last_in_fresh(trial.task, trial.step):
                 # The patch is kept: what else the agent left must not take the room that judging needs.
                 await self._clear(trial)
             environment = trial.environment
@@ -320,7 +285,7 @@ class Trials:
                 environment = await build_environment(trial.task, services.bench, lambda _: None)
             verdict = await judge(trial.task, environment, Submission(patch, trial.id, trial.step), services.bench)
         except SeaTrialError as error:
-            self._end(trial, None, state="error", error_class=_class_of(error), error=str(error))
+            self._end(trial, None, state="error", error_class=error.kind, error=str(error))
         except Exception as error:
             logger.exception("Verification of trial %s failed", trial.id)
             self._end(trial, None, state="error", error_class="internal", error=repr(error)[:500])
@@ -333,23 +298,14 @@ class Trials:
             flags = (*verdict.flags, *(() if trial.log.acted() else ("agent_never_acted",)))
             self._end(trial, verdict, state="done", reward=verdict.reward, flags=flags)
 
-    def _kept_for(self, trial: Trial) -> bool:
-        """Say whether nothing of the workspace is needed any more once its patch is taken."""
-        task = trial.task
-        return not isinstance(task, HarborTask) or (
-            trial.step + 1 == len(task.harbor.steps) and task.harbor.assurance != "in-place"
-        )
-
     async def _go_on(self, trial: Trial, following: int, verdict: Verdict) -> None:
         """Let the agent go on with the next step, in the same workspace."""
         assert isinstance(trial.task, HarborTask)
         step = trial.task.harbor.steps[following]
         trial.log.step_ended(trial.step, verdict)
         trial.step = following
-        now = time.time()
-        trial.record = self._opened.store.update_trial(
-            trial.id, state="open", submitted_by="", deadline_at=now + step.agent_timeout_s
-        )
+        deadline = time.time() + step.agent_timeout_s
+        trial.record = self._opened.store.update_trial(trial.id, state="open", submitted_by="", deadline_at=deadline)
         if trial.workspace is None:  # its server died while it was judged
             await self._prepare(trial, self._opened)
         if trial.workspace is not None:
@@ -412,11 +368,8 @@ class Trials:
                     with suppress(SeaTrialError):  # held by a living server, or its task is not known to this one
                         self._trials[record.id] = await self._take_up(record.id, "", services)
         await to_thread.run_sync(services.reap)
-        if services.made_containers:
-            from server import container_life  # loads the Docker SDK
-
-            async with self._finding:
-                await container_life.reap(services.bench, services.is_over)
+        async with self._finding:
+            await services.reap_containers()
 
     async def suspend_all(self) -> None:
         """Stop every sandbox, keep every trial; one that fails to stop does not keep the others running."""
@@ -444,16 +397,3 @@ async def open_trials(settings: Settings) -> AsyncGenerator[Trials]:
             with anyio.CancelScope(shield=True):
                 await trials.suspend_all()
             background.cancel_scope.cancel()
-
-
-def step_news(task: HarborTask, number: int) -> str:
-    """Return what an agent is told when it goes on with a step."""
-    step = task.harbor.steps[number]
-    return (
-        f"step {number} of {len(task.harbor.steps)} was judged; go on with the next in the same workspace, then submit again."
-        f"\n\n{step.instruction.strip()}\n\nYou have {step.agent_timeout_s / 60:.0f} minutes from now."
-    )
-
-
-def _class_of(error: SeaTrialError) -> str:
-    return type(error).__name__.removesuffix("Error").lower()

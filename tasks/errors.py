@@ -4,6 +4,11 @@
 class SeaTrialError(Exception):
     """Something a user or an agent can act on: the text says what happened and what to do next."""
 
+    @property
+    def kind(self) -> str:
+        """The class of the failure as it is recorded: ``VerifierError`` is ``verifier``."""
+        return type(self).__name__.removesuffix("Error").lower()
+
 
 class TaskError(SeaTrialError):
     """A task folder that cannot be used; the text names the file and the field."""

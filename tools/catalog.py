@@ -23,7 +23,7 @@ async def list_tasks(
     cursor: Annotated[str, Field(description="Where to go on, as the last answer said.")] = "",
 ) -> str:
     """List benchmark tasks: id, title, language, difficulty. Start here; then open_workspace(task_id)."""
-    found = trials_of(ctx).offered(query)
+    found = trials_of(ctx).offer.search(query)
     start = _start(cursor, len(found))
     lines, size = [], 0
     for task in found[start:]:
@@ -58,7 +58,7 @@ async def get_task(
     start: Annotated[int, Field(ge=0, description="Character to go on from.")] = 0,
 ) -> str:
     """Read a task: the full instruction, limits, and what is allowed."""
-    text = described(trials_of(ctx).task(task_id))[start:]
+    text = described(trials_of(ctx).offer.task(task_id))[start:]
     shown = head_of(text, LIMIT - 100)
     if len(shown) == len(text):
         return shown

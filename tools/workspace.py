@@ -36,7 +36,7 @@ async def open_workspace(ctx: TrialContext, task_id: Annotated[str, Field(descri
     text = f"ready at {habits.workdir}" if habits is not None else ""
     if habits is None:
         then = "call list_files with this workspace_id until it answers; do not open it again"
-        text = trials.building(trial, then)
+        text = trial.building(then)
     return head + bounded(f"{text}\n\n{described(trial.task, habits)}", "get_task shows all of the instruction.")
 
 

@@ -66,6 +66,8 @@ class Daemon:
         try:
             return work(self._client)
         except (DockerException, requests.RequestException) as error:
+            if (response := getattr(error, "response", None)) is not None:
+                response.close()  # the library leaves that of a refused exec open
             raise _explained(error, self.address) from error
 
     def close(self) -> None:

@@ -28,3 +28,19 @@ def combined(task: Task, earlier: Sequence[Mapping[str, float]], last: Verdict) 
     means = {name: sum(rewards.get(name, 0.0) for rewards in every) / len(every) for name in sorted(names)}
     reward = means.get("reward", min(means.values(), default=0.0))
     return replace(last, reward=reward, rewards=means, fail_to_pass=(int(reward == 1.0), 1))
+
+
+def is_last_in_fresh(task: Task, step: int) -> bool:
+    """Say whether nothing of the workspace is needed any more once its patch is taken."""
+    if not isinstance(task, HarborTask):
+        return True
+    return step + 1 == len(task.harbor.steps) and task.harbor.assurance != "in-place"
+
+
+def step_news(task: HarborTask, number: int) -> str:
+    """Return what an agent is told when it goes on with a step."""
+    step = task.harbor.steps[number]
+    return (
+        f"step {number} of {len(task.harbor.steps)} was judged; go on with the next in the same workspace, then submit again."
+        f"\n\n{step.instruction.strip()}\n\nYou have {step.agent_timeout_s / 60:.0f} minutes from now."
+    )
