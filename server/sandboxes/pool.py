@@ -68,6 +68,9 @@ class Pool:
             except DockerError:
                 await self.ended()
                 raise
+            if self.died:  # meanwhile
+                lane.close()
+                raise SandboxDiedError(self.died)
             self._all.append(lane)
             self._background.start_soon(lane.listen, self._lane_ended)
             request = Request()
