@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.harbor import load_task
-from tasks.model import PytestTask, PypiSource
+from tasks.model import PypiSource, PytestTask
 
 BUNDLED = sorted(path.parent for path in (Path(__file__).parents[2] / "tasks/bundled").glob("*/task.toml"))
 every_task = pytest.mark.parametrize("folder", BUNDLED, ids=[folder.name for folder in BUNDLED])
