@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from tests.bench.commands import measure_command, measure_sandbox, measure_view
+from tests.bench.containers import measure_docker
 from tests.bench.kit import FULL, QUICK, BenchError, Kit, kit_in
 from tests.bench.many import measure_many
 from tests.bench.measure import Row, table
@@ -29,6 +30,7 @@ GROUPS: Mapping[str, Callable[[Kit], Awaitable[Sequence[Row]]]] = {
     "initialize": measure_start,
     "many": measure_many,
     "submit": measure_submit,
+    "docker": measure_docker,
 }
 
 

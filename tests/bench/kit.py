@@ -15,8 +15,8 @@ import anyio
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from server.environments import Environment, find_environment
 from server.host import prepare_host
+from server.local_environments import LocalEnvironment, find_environment
 from server.records import trial_id_of
 from server.sandboxes import seccomp
 from server.sandboxes.base import Limits, Machine
@@ -24,7 +24,7 @@ from server.sandboxes.recipe import Host, bwrap_options
 from server.settings import Settings
 from server.state import State, open_state, remove_tree
 from tasks.catalog import load_catalog
-from tasks.model import Task
+from tasks.model import PytestTask, Task
 from tests.support.front_door import CALL_S, H11, children
 
 HERE = Path(__file__).parent
@@ -71,8 +71,10 @@ class Kit:
         folders = (self.tasks,) if self.tasks.exists() else ()
         return load_catalog(folders).find(task_id)
 
-    def environment(self, task_id: str) -> Environment:
-        found = find_environment(self.task(task_id), self.settings, self.state)
+    def environment(self, task_id: str) -> LocalEnvironment:
+        task = self.task(task_id)
+        assert isinstance(task, PytestTask)
+        found = find_environment(task, self.settings, self.state)
         if found is None:
             raise BenchError(f"The environment of {task_id} is not built.")
         return found
