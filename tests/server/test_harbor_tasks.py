@@ -137,3 +137,54 @@ async def test_a_workspace_shows_its_change_and_carries_modes_links_and_deletion
     assert "A deep/er/new.txt" in diff.text
     assert "D old" in diff.text
     assert answer.text.startswith("resolved"), answer.text
+
+
+ALLOWLIST = '[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["allowed.test"]\n'
+FETCH = (
+    'python3 -c "import urllib.request, urllib.error\n'
+    "for host in ('denied.test', '127.0.0.1:1'):\n"
+    "    try: urllib.request.urlopen('http://' + host, timeout=5)\n"
+    "    except urllib.error.HTTPError as error: print(host, error.code)\n"
+    "    except OSError as error: print(host, 'unreachable')\n"
+    '"; cat /proc/net/dev | grep -c eth'
+)
+
+
+async def test_a_list_of_hosts_is_held_by_a_proxy(state: Path, tmp_path: Path) -> None:
+    harbor_task(tmp_path, "listed", ALLOWLIST)
+    async with connected(state, SEATRIAL_TASKS=str(tmp_path), SEATRIAL_DOCKER_BASE=IMAGE) as agent:
+        workspace = await agent.open("listed")
+
+        answer = await agent.run(workspace, FETCH)
+
+        assert "denied.test 403" in answer.text, answer.text
+        assert answer.text.rstrip().endswith("0"), "there is no network but the loopback"
+        told = await agent.call("get_task", task_id="listed")
+        assert "allowed.test" in told.text or not told.is_error
+        await agent.call("close_workspace", workspace_id=workspace)
+
+
+async def test_a_list_of_hosts_without_an_image_for_its_proxy_says_which_setting(state: Path, tmp_path: Path) -> None:
+    harbor_task(tmp_path, "unlisted", ALLOWLIST)
+    async with connected(state, SEATRIAL_TASKS=str(tmp_path), SEATRIAL_DOCKER_BASE="") as agent:
+        answer = await agent.call("open_workspace", task_id="unlisted")
+        if not answer.is_error:
+            workspace = answer.first.removeprefix("workspace_id: ")
+            while (answer := await agent.call("list_files", workspace_id=workspace)).text.startswith("building"):
+                pass
+
+    assert answer.is_error
+    assert "SEATRIAL_DOCKER_BASE" in answer.text
+
+
+async def test_a_task_judged_in_place_keeps_what_lies_outside_its_workdir(state: Path, tmp_path: Path) -> None:
+    toml = '[metadata.seatrial.verifier]\nkind = "harbor"\nassurance = "in-place"\n'
+    test = "#!/bin/sh\nif [ -f /etc/made ]; then echo 1; else echo 0; fi > /logs/verifier/reward.txt\n"
+    harbor_task(tmp_path, "placed", toml, **{"tests/test.sh": test})
+
+    async with connected(state, SEATRIAL_TASKS=str(tmp_path)) as agent:
+        workspace = await agent.open("placed")
+        await agent.run(workspace, "touch /etc/made")
+        answer = await agent.submit(workspace)
+
+    assert answer.text.startswith("resolved"), answer.text
