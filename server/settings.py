@@ -56,7 +56,7 @@ class Settings:
     docker_network: str = "bridge"
     """The Docker network that a task's ``public`` means."""
     on_linux: bool = sys.platform == "linux"
-    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
+    variables: Mapping[str, str] = field(default_factory=dict, compare=False)
     """This process's environment: what ``${VAR}`` in a Harbor task's ``env`` is resolved from."""
     host_reserve_bytes: int = 1 << 30
     """Free bytes of the state folder's disk below which no sandbox may go on writing."""

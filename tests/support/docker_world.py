@@ -102,8 +102,9 @@ def remove(things: Things) -> None:
 
 
 def owner_of(state: Path) -> str:
-    """Return the value of our label on what servers with this state folder make."""
-    return str(state)
+    """Return the value of our label on what servers with this state folder make; of one that made nothing, that of nobody."""
+    identity = state / "private" / "identity"
+    return identity.read_text() if identity.exists() else "nobody"
 
 
 @contextmanager
