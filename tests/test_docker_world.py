@@ -32,6 +32,8 @@ def test_a_leak_fails_its_test_and_is_removed(docker_image: str, tmp_path: Path)
 
 def test_what_belongs_to_another_state_folder_is_left_alone(docker_image: str, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
+    (theirs / "private").mkdir(parents=True)
+    (theirs / "private" / "identity").write_text("theirs")
     with daemon() as client:
         volume = client.volumes.create(labels={STATE_LABEL: owner_of(theirs)})
         try:
