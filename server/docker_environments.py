@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from server.bench import Bench
 from server.container_life import LOGS, ComposeError, Role, labels_of, spec_of
@@ -121,6 +122,12 @@ def _checked(environment: HarborEnvironment) -> HarborEnvironment:
         return environment
     for step in task.harbor.steps:
         for root in environment.roots(step):
+            for unseen in (*environment.image.volumes, *(one.partition(":")[0] for one in task.harbor.container.service.tmpfs)):
+                if PurePosixPath(root).is_relative_to(unseen) or PurePosixPath(unseen).is_relative_to(root):
+                    raise WorkdirError(
+                        f"{task.folder}: {unseen} is a volume or tmpfs, so what changes there cannot be told from outside, and "
+                        f"a submission would consist of {root}. Take VOLUME {unseen} out of the Dockerfile."
+                    )
             if root.rstrip("/") in [path.rstrip("/") for path in _UNCARRIED]:
                 raise WorkdirError(
                     f"{task.folder}: a submission would consist of {root}, so work and tampering could not be told apart. "

@@ -14,9 +14,9 @@ from server.container_life import healthy, networked
 from server.patches import MAX_FILE_BYTES, Before, Found, Kind, Patch, PatchError, keep, left_out
 from server.places import NO_NETWORK, Habits
 from server.sandboxes import containers
-from server.sandboxes.base import Sandbox, SandboxError
+from server.sandboxes.base import Sandbox, SandboxError, SandboxRefusedError
 from server.sandboxes.containers import ContainerSpec
-from server.sandboxes.daemon import Daemon
+from server.sandboxes.daemon import Daemon, DockerError
 from server.sandboxes.docker import open_sandbox
 from server.tars import Member, packed, unpacked
 from tasks.container import Collect, Healthcheck, Network
@@ -73,6 +73,11 @@ class DockerPlace:
             sandbox = await stack.enter_async_context(open_sandbox(daemon, container, spec, self._bench.background))
             self._egress = await stack.enter_async_context(networked(self._plan.network, container, self._plan.spec, self._bench))
             self._shell = sandbox.shell
+            if sandbox.workdir.rstrip("/") != self._plan.spec.workdir.rstrip("/"):
+                raise SandboxRefusedError(
+                    f"The workdir {self._plan.spec.workdir} is a link to {sandbox.workdir}, so what changes there would not be "
+                    f'seen. Set environment.workdir = "{sandbox.workdir}" in task.toml.'
+                )
             if self._plan.healthcheck is not None:
                 await healthy(daemon, container, self._plan.healthcheck, self._plan.spec.workdir)
             yield sandbox
@@ -105,6 +110,8 @@ class DockerPlace:
         dropped: list[str] = []
         base = self._plan.base.strip("/")
         found = await self._found(daemon, container, dropped)
+        if await _find(daemon, self._plan.spec.name) is None:
+            raise SandboxError("The workspace's container was removed from outside while its change was read.")
         return keep([replace(one, path=one.path.removeprefix(base).lstrip("/")) for one in found], dropped, blobs)
 
     async def _collected(self, daemon: Daemon, container: str) -> None:
@@ -205,20 +212,41 @@ async def _find(daemon: Daemon, name: str) -> str | None:
 async def _contents(daemon: Daemon, container: str, paths: Sequence[str], dropped: list[str]) -> dict[str, Member]:
     """Return the files and symlinks at ``paths`` (absolute); what is neither goes into ``dropped``, folders into nothing."""
     if len(paths) <= _SINGLY:
-        taken = [(path, await daemon.find(partial(_taken, container, path))) for path in paths]
-        members = {path: found for path, found in taken if isinstance(found, Member)}
-        dropped.extend(path.lstrip("/") for path, found in taken if found == "special")
-        return members
-    wanted, members = set(paths), {}
+        return await _singly(daemon, container, paths, dropped)
+    wanted, members = set(paths), dict[str, Member]()
     for folder in _folders(paths):
-        data = await containers.get(daemon, container, folder, 8 * MAX_FILE_BYTES)
+        try:
+            data = await containers.get(daemon, container, folder, 8 * MAX_FILE_BYTES)
+        except DockerError:  # what did not change in it is too large, or something in it cannot be read
+            below = [path for path in paths if path.startswith(folder.rstrip("/") + "/")]
+            members |= await _singly(daemon, container, below, dropped)
+            continue
         above = folder.rpartition("/")[0]
-        for path, member in unpacked(data or b""):
+        for path, member in unpacked(data or packed(())):
             whole = f"{above}/{path}"
             if whole in wanted and member is not None:
                 members[whole] = replace(member, path=whole)
             elif whole in wanted:
                 dropped.append(whole.lstrip("/"))
+    return members
+
+
+async def _singly(daemon: Daemon, container: str, paths: Sequence[str], dropped: list[str]) -> dict[str, Member]:
+    members = {}
+    for path in paths:
+        try:
+            found = await daemon.find(partial(_taken, container, path))
+        except DockerError as error:
+            if not error.status:
+                raise
+            shown = path if len(path) < 200 else f"{path[:200]}..."
+            raise PatchError(
+                f"{shown!r} cannot be read: a symlink that leads to itself, or too long a path? Remove it."
+            ) from error
+        if isinstance(found, Member):
+            members[path] = found
+        elif found == "special":
+            dropped.append(path.lstrip("/"))
     return members
 
 

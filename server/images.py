@@ -28,6 +28,8 @@ class Image:
     id: str
     workdir: str
     user: str
+    volumes: tuple[str, ...] = ()
+    """Paths that the image declares as volumes: what changes there is no change of the container's."""
 
 
 async def find_image(task: Task, facts: ImageFacts, bench: Bench, role: str = "main") -> Image | None:
@@ -37,7 +39,7 @@ async def find_image(task: Task, facts: ImageFacts, bench: Bench, role: str = "m
     if found is None:
         return None
     config = found.get("Config") or {}
-    return Image(found["Id"], config.get("WorkingDir") or "/", config.get("User") or "")
+    return Image(found["Id"], config.get("WorkingDir") or "/", config.get("User") or "", tuple(config.get("Volumes") or ()))
 
 
 async def build_image(task: Task, facts: ImageFacts, bench: Bench, report: Report, role: str = "main") -> Image:

@@ -23,6 +23,10 @@ ROWS = {
 }
 
 
+DOCKER = {"docker-open", "docker-close", "docker-command", "docker-many"}
+"""Only where a daemon answers."""
+
+
 def test_the_benchmark_shows_every_row_beside_its_floor(built_state: Path, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     command = [sys.executable, "-m", "tests.bench", "--quick", "--state", str(built_state), "--json", str(report)]
@@ -32,6 +36,6 @@ def test_the_benchmark_shows_every_row_beside_its_floor(built_state: Path, tmp_p
     assert ran.returncode in (0, 1), ran.stderr  # 1: a bar failed, which so few rounds cannot judge
     assert "Traceback" not in ran.stderr, ran.stderr
     rows = {row["name"]: row for row in json.loads(report.read_text())["rows"]}
-    assert rows.keys() == ROWS
+    assert rows.keys() in (ROWS, ROWS | DOCKER), ran.stderr
     assert all(name in ran.stdout for name in ROWS)
     assert all(row["ours"]["median"] > 0 and row["floor"]["median"] > 0 for row in rows.values())

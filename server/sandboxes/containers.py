@@ -156,7 +156,8 @@ async def kill(daemon: Daemon, container: str) -> None:
 
 async def remove(daemon: Daemon, container: str) -> None:
     """Remove a container with its own volumes, running or not. One that is gone, or is just being removed, is fine."""
-    await _unless(daemon, lambda client: client.remove_container(container, v=True, force=True), 404, 409)
+    with anyio.CancelScope(shield=True):
+        await _unless(daemon, lambda client: client.remove_container(container, v=True, force=True), 404, 409)
 
 
 async def _unless(daemon: Daemon, work: Callable[[Any], object], *fine: int) -> None:

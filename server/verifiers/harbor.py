@@ -21,9 +21,14 @@ from server.records import Verdict
 from server.sandboxes.base import SandboxError
 from server.verifiers.base import Submission, VerifierError
 from server.verifiers.harbor_runs import Attempt, Course, attempt
+from tasks.container import Step
 from tasks.model import HarborTask
 
 _EMPTY = Patch(())
+_UNSOLVED = (
+    " The task has no solution/solve.sh to check its verifier with: if its test.sh leaves no reward when a test fails, let it "
+    "write 0, or add a solution."
+)
 
 
 async def verify(task: HarborTask, environment: Environment, submission: Submission, bench: Bench) -> Verdict:
@@ -73,6 +78,10 @@ class _Judging:
     bench: Bench
     submission: Submission
 
+    @property
+    def step(self) -> Step:
+        return self.task.harbor.steps[self.submission.step]
+
     async def run(self, patch: Patch, *, solve: bool = False) -> Attempt:
         """Judge once, in a container of its own; a task that is judged in place has the agent's, but for control runs."""
         lock = f"verify-{secrets.token_hex(8)}"
@@ -97,11 +106,12 @@ class _Judging:
         control = await self.run(_EMPTY)
         if not control.fault:
             return
-        if self.task.harbor.steps[self.submission.step].solution and not (await self.run(_EMPTY, solve=True)).fault:
+        if self.step.solution and not (await self.run(_EMPTY, solve=True)).fault:
             return
+        hint = "" if self.step.solution else _UNSOLVED
         raise VerifierError(
             f"Verification of {self.task.id} broke ({broken.fault}), and so did the control runs ({control.fault}). Nothing was "
-            "scored. Look at the machine and its network (`seatrial doctor`), then submit again. Last lines:\n"
+            f"scored.{hint} Look at the machine and its network (`seatrial doctor`), then submit again. Last lines:\n"
             + bytes(control.log[-600:]).decode(errors="replace").strip()
         )
 

@@ -1,5 +1,6 @@
 """One run of a Harbor verifier: a fresh container, the submission put over it, ``test.sh``, and what it left."""
 
+import tarfile
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -12,10 +13,11 @@ from server.container_life import LOGS, Role, healthy, labels_of, networked, spe
 from server.docker_environments import HarborEnvironment
 from server.patches import Patch
 from server.sandboxes import containers
-from server.sandboxes.base import CommandResult, SandboxDiedError
+from server.sandboxes.base import CommandResult, PathError, SandboxDiedError
 from server.sandboxes.containers import ContainerSpec
 from server.sandboxes.daemon import Daemon, DockerError
 from server.tars import packed, packed_folder, unpacked
+from server.verifiers.base import VerifierError
 from server.verifiers.patching import as_root, put_patch
 from server.verifiers.rewards import Rewards, read_rewards
 from tasks.container import Network, Step
@@ -111,7 +113,7 @@ async def attempt(course: Course, patch: Patch, stack: AsyncExitStack, *, solve:
         await _judge(daemon, container, spec, course, run, egress)
         if not run.fault or run.rewards.fault:
             await _outlived(daemon, container, run, before)
-    except (DockerError, SandboxDiedError) as error:
+    except (DockerError, SandboxDiedError, PathError, VerifierError, tarfile.TarError) as error:
         run.fault = f"the container broke: {error}"
     run.duration_s = time.monotonic() - started
     return run

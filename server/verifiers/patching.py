@@ -29,6 +29,11 @@ async def put_patch(
         parts = path.split("/")
         if any("/".join(parts[:depth]) in files for depth in range(1, len(parts))):
             raise VerifierError(f"{path[:200]!r} lies below what the same patch says is a file.")
+    parents = sorted({"/".join(one.path.split("/")[:depth]) for one in changes for depth in range(1, one.path.count("/") + 1)})
+    parents = [one for one in parents if any(_below("/" + one, root) and "/" + one != root.rstrip("/") for root in roots)]
+    for at in range(0, len(parents), _BATCH):
+        script = 'for path; do [ ! -L "/$path" ] || rm -f -- "/$path" || exit 1; done'
+        await as_root(daemon, container, ["sh", "-c", script, "sh", *parents[at : at + _BATCH]])
     gone = ["/" + change.path for change in changes]  # what is replaced too: a folder of the image must not stay below a file
     for at in range(0, len(gone), _BATCH):
         await run_in(daemon, container, ["rm", "-rf", "--", *gone[at : at + _BATCH]], "{}:{}".format(*owner))

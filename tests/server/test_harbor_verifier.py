@@ -5,7 +5,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from docker_tasks import STRICT, docker_reason, harbor_task
+from docker_tasks import IMAGE, STRICT, docker_reason, harbor_task
 from front_door import Agent, connected, reachable_folder, results_of, seatrial
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(bool(docker_reason()), reason=docker_reason())]
@@ -22,7 +22,14 @@ def place() -> Generator[Path]:
         harbor_task(tasks, "answer")
         harbor_task(tasks, "strict", **{"tests/test.sh": STRICT})
         harbor_task(tasks, "hurried", LIMITED)
-        built = seatrial(folder / "state", "tasks", "build", "answer", "strict", "hurried", SEATRIAL_TASKS=str(tasks))
+        linked = {
+            "environment/Dockerfile": f"FROM {IMAGE}\nWORKDIR /app\nCOPY app.py .\nRUN mkdir /opt/tools && ln -s /opt/tools tools"
+            " && printf '#!/bin/sh\\nexit 1\\n' > /opt/tools/check && chmod +x /opt/tools/check\n",
+            "tests/test.sh": "#!/bin/sh\nif /opt/tools/check; then echo 1; else echo 0; fi > /logs/verifier/reward.txt\n",
+            "solution/solve.sh": "",
+        }
+        harbor_task(tasks, "linked", **linked)
+        built = seatrial(folder / "state", "tasks", "build", "answer", "strict", "hurried", "linked", SEATRIAL_TASKS=str(tasks))
         assert built.returncode == 0, built.stdout + built.stderr
         yield folder
 
@@ -80,6 +87,16 @@ ATTACKS = {
         [],
         "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)\ndef answer():\n    return 0\n",
     ),
+    "a broken rm and something left running": (
+        [],
+        "import pathlib, subprocess\npathlib.Path('/bin/rm').write_text('#!/bin/sh\\nexit 1\\n')\n"
+        "subprocess.Popen(['sleep', '100'], start_new_session=True, stdout=subprocess.DEVNULL)\ndef answer():\n    return 0\n",
+    ),
+    "a file in place of the workdir": (["cd /; rm -rf /app; echo hi > /app"], ""),
+    "a folder in place of a link": (
+        ["rm tools; mkdir tools; printf '#!/bin/sh\\nexit 0\\n' > tools/check; chmod +x tools/check"],
+        "",
+    ),
     "a link to the reward": (["ln -s /logs/verifier/reward.txt /app/reward.txt; echo 1 > /app/reward.txt"], ""),
 }
 
@@ -88,7 +105,9 @@ ATTACKS = {
 async def test_a_cheat_is_worth_nothing(place: Path, name: str) -> None:
     commands, save = ATTACKS[name]
 
-    text, result = await reward_of(place, "answer", *commands, save=save)
+    task = "linked" if "link" in name and "folder" in name else "answer"
+
+    text, result = await reward_of(place, task, *commands, save=save)
 
     assert text.startswith("not resolved"), text
     assert result["reward"] == 0.0
@@ -131,3 +150,18 @@ async def test_a_container_sees_nothing_of_the_tests(place: Path) -> None:
 
 async def closed(agent: Agent, workspace: str) -> None:
     assert (await agent.call("close_workspace", workspace_id=workspace)).text.startswith("closed")
+
+
+async def test_a_change_that_cannot_be_read_is_refused_and_can_be_mended(place: Path) -> None:
+    async with connected(place / "state", SEATRIAL_TASKS=str(place / "tasks")) as agent:
+        workspace = await agent.open("answer")
+        await agent.run(workspace, "ln -s loop loop")
+
+        refused = await agent.call("submit", workspace_id=workspace)
+        await agent.run(workspace, "rm loop")
+        answer = await agent.submit(workspace)
+
+    assert refused.is_error
+    assert "/app/loop" in refused.text
+    assert "/var/lib" not in refused.text
+    assert answer.text.startswith("not resolved")
