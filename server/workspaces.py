@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 from server.outputs import Output
 from server.places import Place
-from server.sandboxes.base import Command, CommandResult, PathError, Sandbox, SandboxDiedError
+from server.sandboxes.base import Command, CommandResult, PathError, Sandbox, SandboxDiedError, SandboxError
 from tasks.errors import SeaTrialError
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,8 @@ class Workspace:
                 command.result = await sandbox.run(shell, command.output.add)
         except SandboxDiedError as error:
             command.fault = command.fault or error.reason
+        except SandboxError as error:
+            command.fault = command.fault or str(error)
         except PathError as error:
             command.fault = command.refused = str(error)
         except Exception:

@@ -134,7 +134,7 @@ def _state(running: RunningCommand) -> str:
         so_far = time.time() - running.started_at
         return f'running: {running.id} ({so_far:.0f} s so far). command_output(command_id="{running.id}") waits for its end.'
     if running.result is None:
-        return f"{running.id} was killed: {running.fault}. Files in /workspace are kept."
+        return f"{running.id} was killed: {running.fault}. Files in the workspace are kept."
     result = running.result
     if result.timed_out:
         return f"{running.id} was killed: not over after its timeout_s of {result.duration_s:.1f} s."

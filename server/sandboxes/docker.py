@@ -188,8 +188,8 @@ async def _stop(daemon: Daemon, container_id: str) -> None:
     with anyio.CancelScope(shield=True):
         try:
             await containers.kill(daemon, container_id)
-        except SandboxError:
-            logger.exception("Killing container %s failed", container_id)
+        except SandboxError as error:
+            logger.warning("Container %s could not be stopped; the next server will: %s", container_id, error)
 
 
 async def _watch(pool: Pool, scope: anyio.CancelScope, daemon: Daemon, container_id: str, limit: int) -> None:

@@ -2,10 +2,13 @@
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.abc
+import anyio.lowlevel
 import pytest
 from docker_tasks import IMAGE, containers_of, docker_reason, harbor_task
 from front_door import CACHETOOLS, H11, connected, reachable_folder, results_of, seatrial
@@ -97,3 +100,66 @@ async def test_hidden_tests_cannot_be_changed_by_code_under_test(built_state: Pa
 
     assert answer.text.startswith("not resolved")
     assert "71 of 71" in answer.text, answer.text
+
+
+async def test_a_daemon_that_goes_away_is_told_and_the_work_goes_on_when_it_is_back(built_state: Path, tasks: Path) -> None:
+    """The way to the daemon is cut while a command runs; files and trial are kept, and nothing is scored meanwhile."""
+    with reachable_folder() as folder:
+        async with (
+            _relay(folder / "docker.sock") as cut,
+            connected(built_state, SEATRIAL_TASKS=str(tasks), DOCKER_HOST=f"unix://{folder}/docker.sock") as agent,
+        ):
+            workspace = await agent.open("answer")
+            await agent.run(workspace, "echo kept > file")
+            running = (await agent.run(workspace, "sleep 600", wait_s=0)).text.split()[1]
+            cut()
+            ended = await agent.call("command_output", workspace_id=workspace, command_id=running)
+            refused = await agent.call("submit", workspace_id=workspace)
+
+            async with _relay(folder / "docker.sock"):
+                answer = await agent.run(workspace, "cat file")
+                await agent.call("close_workspace", workspace_id=workspace)
+                with anyio.fail_after(60):
+                    while containers_of(built_state):
+                        await anyio.sleep(0.1)
+
+    assert "was killed" in ended.text, ended.text
+    assert refused.is_error
+    assert "Start Docker" in refused.text
+    assert answer.text.endswith("kept\n"), answer.text
+
+
+@asynccontextmanager
+async def _relay(path: Path) -> AsyncGenerator[Callable[[], None]]:
+    """Pass connections on to the daemon; what is yielded ends all of them and lets no more in."""
+    address = (os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock").removeprefix("unix://")
+
+    async def passed(client: anyio.abc.SocketStream) -> None:
+        async with client, await anyio.connect_unix(address) as daemon, anyio.create_task_group() as both:
+            both.start_soon(_copied, client, daemon)
+            both.start_soon(_copied, daemon, client)
+
+    scope = anyio.CancelScope()
+
+    async def serve() -> None:
+        with scope:
+            async with await anyio.create_unix_listener(path) as listener:
+                await listener.serve(passed)
+
+    def cut() -> None:
+        scope.cancel()
+        path.unlink(missing_ok=True)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(serve)
+        while not path.exists():
+            await anyio.lowlevel.checkpoint()
+        yield cut
+        cut()
+
+
+async def _copied(source: anyio.abc.SocketStream, target: anyio.abc.SocketStream) -> None:
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async for data in source:
+            await target.send(data)
+        await target.send_eof()
