@@ -195,7 +195,7 @@ async def _stop(daemon: Daemon, container_id: str) -> None:
 async def _watch(pool: Pool, scope: anyio.CancelScope, daemon: Daemon, container_id: str, limit: int) -> None:
     """Kill a container that writes too much. One that is opened again over its limit may not grow, but may tidy up."""
     with scope:
-        allowed, pause = 0, 1.0
+        allowed, pause = 0, 0.0  # the first look is at what was there before
         while not pool.died:
             await anyio.sleep(pause)
             started = anyio.current_time()
